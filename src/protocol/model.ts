@@ -1,0 +1,59 @@
+import * as z from 'zod';
+
+/** What PVE accepts as a storage id (pve-storage-id). */
+export const storeid = z
+  .string()
+  .regex(/^[a-z][a-z0-9\-_.]*[a-z0-9]$/i)
+  .max(100);
+export const vmid = z.int().min(1).max(999_999_999);
+export const vmtype = z.enum(['qemu', 'lxc']);
+/** PVE's device name, also the name of the NBD export: `drive-scsi0`. */
+export const deviceName = z.string().regex(/^[a-z][a-z0-9_-]{0,63}$/i);
+/** Bytes; integers below 2^53 survive both JSON implementations. */
+export const size = z.int().nonnegative();
+/** Seconds since 1970. */
+export const unixTime = z.int().nonnegative();
+/** Bytes that need not be UTF-8: guest and firewall configs [B16]. */
+export const base64 = z.base64();
+
+/** Relative, slash-separated, of PVE's safe characters [B3]; no component is empty, `.` or `..`. */
+export const archiveName = z
+  .string()
+  .max(512)
+  .regex(/^[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*(?:\/[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*)*$/);
+/** The part of a volid behind the storage id. */
+export const volname = z.templateLiteral(['backup/', archiveName]);
+
+export const bitmapRequest = z.enum(['new', 'use']);
+export const bitmapResult = z.enum(['none', 'new', 'reuse']);
+export const mechanism = z.enum(['nbd', 'file-handle', 'block-device', 'directory']);
+export const restoreMechanism = z.enum(['qemu-img', 'directory', 'tar']);
+export const logLevel = z.enum(['info', 'warn', 'err']);
+
+export const volumeSizes = z.record(deviceName, z.object({ size }));
+
+/** One volume of `backup_vm`, mechanism nbd [B7]. */
+export const backupVolume = z.object({
+  size,
+  'bitmap-mode': bitmapResult,
+  'nbd-path': z.string().startsWith('/'),
+  'bitmap-name': z.string().nullish(),
+});
+
+/** An entry of `list_volumes` [D5]; the shim makes the volid of it. */
+export const volumeInfo = z.object({
+  volname,
+  vmid,
+  subtype: vmtype,
+  size,
+  ctime: unixTime,
+  protected: z.boolean(),
+  notes: z.string().optional(),
+});
+
+export type VmType = z.infer<typeof vmtype>;
+export type BitmapRequest = z.infer<typeof bitmapRequest>;
+export type BitmapResult = z.infer<typeof bitmapResult>;
+export type LogLevel = z.infer<typeof logLevel>;
+export type BackupVolume = z.infer<typeof backupVolume>;
+export type VolumeInfo = z.infer<typeof volumeInfo>;

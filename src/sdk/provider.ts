@@ -1,0 +1,163 @@
+import type { BitmapRequest, BitmapResult, VmType } from '../protocol/model.ts';
+
+/** PVE's name of a disk and of its NBD export: `drive-scsi0`. */
+export type DeviceName = string;
+/** A relative path of PVE's safe characters that holds the vmid; the volid is STOREID:backup/NAME. */
+export type ArchiveName = string;
+/** Bytes, per device. */
+export type VolumeSizes = ReadonlyMap<DeviceName, number>;
+
+/** Bytes `offset` to `offset + length`. */
+export interface Extent {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** An extent to back up; `zero` ones read as zeroes and need not be read. */
+export interface DataExtent extends Extent {
+  readonly zero: boolean;
+}
+
+/** Two audiences: info, warn and error also reach the task log, one line each; debug stays in the log file. */
+export interface Logger {
+  info(message: string): void;
+  warn(message: string): void;
+  error(message: string): void;
+  debug(message: string, details?: Record<string, unknown>): void;
+}
+
+/** One storage.cfg entry, as `open` gets it. */
+export interface Storage<Options = Record<string, unknown>> {
+  readonly id: string;
+  readonly options: Options;
+  /** The values of options declared `secret`; never log them. */
+  readonly secrets: Readonly<Record<string, string>>;
+  readonly log: Logger;
+  /** A directory of this storage on a tmpfs, 0700, gone after a reboot. */
+  readonly runDir: string;
+  /** A directory of this storage on disk, 0700, whose loss costs only time. */
+  readonly cacheDir: string;
+  /** Aborts when the host ends. */
+  readonly signal: AbortSignal;
+}
+
+/** One entry of `listArchives`. */
+export interface ArchiveInfo {
+  readonly name: ArchiveName;
+  readonly vmid: number;
+  readonly vmtype: VmType;
+  readonly startTime: Date;
+  /** Bytes, never 0 [D6]. */
+  readonly size: number;
+  readonly protected: boolean;
+  readonly notes?: string;
+}
+
+export interface Guest {
+  readonly vmid: number;
+  readonly vmtype: VmType;
+  readonly startTime: Date;
+}
+
+/**
+ * One storage. The host calls `startJob`, then per guest `backupVm` and the methods of its result, then
+ * `endJob`; everything else may come at any time and in any process. Methods reject with `BackupError` for
+ * what an administrator can mend; anything else is reported as a fault of the provider.
+ */
+export interface Provider {
+  /** Bytes. Called every ten seconds by every node: answer from memory where the store is remote. */
+  status(): Promise<{ total: number; used: number; available: number }>;
+  listArchives(filter: { vmid?: number }): Promise<ArchiveInfo[]>;
+  /** Rejects if there is none of that name. */
+  archive(name: ArchiveName): Promise<Archive>;
+  startJob?(job: { startTime: Date }): Promise<void>;
+  endJob?(): Promise<void>;
+  /** Reserves the archive name. Absent: the provider does not back up VMs. */
+  backupVm?(guest: Guest): Promise<VmBackup>;
+  /** Releases what `open` took; called once. */
+  close?(): Promise<void>;
+}
+
+/** The backup of one VM: `planBitmaps`, `run`, `finish`, in this order; `finish` also without the others. */
+export interface VmBackup {
+  readonly archiveName: ArchiveName;
+  /** A UUID of this archive, by which the bitmap ledger knows it. */
+  readonly archiveId: string;
+  readonly mechanism: 'nbd';
+  /** `use` only for devices whose newest archive `ledger.holds`; devices left out get no bitmap. */
+  planBitmaps(volumes: VolumeSizes, ledger: BitmapLedger): Promise<Map<DeviceName, BitmapRequest>>;
+  /** Resolves only when the archive is durably committed: QEMU's bitmaps are consumed then [B15]. */
+  run(input: VmBackupInput): Promise<void>;
+  /**
+   * Any number of times. After a commit it never undoes it, whatever the outcome [B12]; without one it
+   * leaves nothing behind. `archiveSize` in bytes.
+   */
+  finish(outcome: { success: boolean; error?: string }): Promise<{ archiveSize: number }>;
+  /** The task log, after `finish`, on failure too. */
+  handleLogFile?(path: string): Promise<void>;
+}
+
+/** Which archive consumed QEMU's dirty bitmaps last, in the QEMU process that runs now. */
+export interface BitmapLedger {
+  /** True if the bitmap of `device` holds just what changed since the archive `archiveId`. */
+  holds(device: DeviceName, size: number, archiveId: string): boolean;
+}
+
+export interface VmBackupInput {
+  /** Byte-exact [B16]. */
+  readonly guestConfig: Uint8Array;
+  readonly firewallConfig?: Uint8Array;
+  readonly volumes: ReadonlyMap<DeviceName, VolumeSource>;
+  /** Bytes per second for all volumes together; absent: no limit. */
+  readonly bandwidthLimit?: number;
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+}
+
+/** A volume at the instant of the backup, whatever the mechanism behind it. */
+export interface VolumeSource {
+  readonly device: DeviceName;
+  readonly size: number;
+  readonly bitmapMode: BitmapResult;
+  /**
+   * What has to be backed up, ascending and disjoint: everything without a bitmap, else the dirty extents.
+   * Areas outside them are unreadable [E3]. Restartable; discarding does not change it [E6].
+   */
+  extents(): AsyncIterable<DataExtent>;
+  /** Within one extent; `length` up to 32 MiB [E1]. The buffer belongs to the caller. */
+  read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer>;
+  /** Frees fleecing space; the range is never read again. Unaligned edges are kept [E6]. */
+  discard(offset: number, length: number): Promise<void>;
+}
+
+/** One archive of the store. */
+export interface Archive {
+  readonly info: ArchiveInfo;
+  guestConfig(): Promise<Uint8Array>;
+  /** Undefined if the guest had none [C8]. */
+  firewallConfig(): Promise<Uint8Array | undefined>;
+  /** The empty string removes them [D8]. */
+  setNotes(notes: string): Promise<void>;
+  setProtected(protect: boolean): Promise<void>;
+  /** Refuses a protected archive. */
+  remove(): Promise<void>;
+  /** Proves that every volume can be read, since PVE destroys the old disks next [C4]. VMs only. */
+  restoreVm?(): Promise<VmRestore>;
+}
+
+export interface VmRestore {
+  readonly volumes: VolumeSizes;
+  openVolume(device: DeviceName): Promise<RawImage>;
+  /** Releases what was taken; idempotent. */
+  close(): Promise<void>;
+}
+
+/** A disk image to read; served to qemu-img as a file. */
+export interface RawImage {
+  readonly size: number;
+  /** At most 32 MiB, within the size. The buffer is the reader's only until the next read. */
+  read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array>;
+  /** Covers the range without gaps. Absent: everything may be data. */
+  extents?(offset: number, length: number): Promise<DataExtent[]>;
+  close(): Promise<void>;
+}
