@@ -1,7 +1,5 @@
 import * as z from 'zod';
-
-/** Raised whenever a shim of the old number could misread a host of the new one. */
-export const protocolVersion = 1;
+import { protocolVersion } from './version.ts';
 
 /** The first line of a host, before anything is asked of it. */
 export const hello = z.object({
@@ -13,5 +11,3 @@ export const hello = z.object({
     version: z.string(),
   }),
 });
-
-export const maxMessageBytes = 64 * 1024 * 1024;

@@ -1,4 +1,4 @@
-import * as z from 'zod';
+import type * as z from 'zod';
 import type { Provider, Storage } from './provider.ts';
 
 /** One property of a storage.cfg section. */

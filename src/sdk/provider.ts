@@ -33,6 +33,8 @@ export interface Storage<Options = Record<string, unknown>> {
   /** The values of options declared `secret`; never log them. */
   readonly secrets: Readonly<Record<string, string>>;
   readonly log: Logger;
+  /** Identity of this cluster, or of the node if it is in none; the host reads it. */
+  readonly cluster: string;
   /** A directory of this storage on a tmpfs, 0700, gone after a reboot. */
   readonly runDir: string;
   /** A directory of this storage on disk, 0700, whose loss costs only time. */

@@ -1,0 +1,30 @@
+import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { build } from 'esbuild';
+import { openrpcDocument } from '../src/protocol/openrpc.ts';
+import directory from '../src/providers/directory/index.ts';
+import { manifestOf } from '../src/sdk/manifest.ts';
+
+const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
+
+await rm('dist', { recursive: true, force: true });
+await mkdir('dist', { recursive: true });
+await build({
+  entryPoints: ['src/host/main.ts'],
+  outfile: 'dist/host.mjs',
+  bundle: true,
+  platform: 'node',
+  format: 'esm',
+  target: 'node18.19',
+  legalComments: 'none',
+  logLevel: 'warning',
+  // Packages that are CommonJS ask for Node's own modules with require.
+  banner: {
+    js: "import { createRequire } from 'node:module'; const require = createRequire(import.meta.url);",
+  },
+});
+for (const definition of [directory]) {
+  const folder = `dist/providers/${definition.type}`;
+  await mkdir(folder, { recursive: true });
+  await writeFile(`${folder}/provider.json`, json(manifestOf(definition)));
+}
+await writeFile('dist/openrpc.json', json(openrpcDocument()));

@@ -1,0 +1,63 @@
+import type { Handlers } from '../protocol/methods.ts';
+import type { VolumeInfo } from '../protocol/model.ts';
+import type { ArchiveInfo } from '../sdk/provider.ts';
+import { archiveOf, volnameOf } from './archive.ts';
+import type { Context } from './session.ts';
+
+type StorageMethod =
+  | 'check_connection'
+  | 'status'
+  | 'list_volumes'
+  | 'volume_size_info'
+  | 'get_volume_attribute'
+  | 'update_volume_attribute'
+  | 'free_image';
+
+function volumeInfo(info: ArchiveInfo): VolumeInfo {
+  return {
+    volname: volnameOf(info.name),
+    vmid: info.vmid,
+    subtype: info.vmtype,
+    size: info.size,
+    ctime: Math.floor(info.startTime.getTime() / 1000),
+    protected: info.protected,
+    ...(info.notes !== undefined && { notes: info.notes }),
+  };
+}
+
+/** What the storage plugin asks [D4 to D8]. */
+export function storageHandlers({ provider }: Context): Pick<Handlers, StorageMethod> {
+  const archive = (volname: string) => archiveOf(provider, volname);
+  return {
+    check_connection: async () => {
+      await provider.status();
+      return {};
+    },
+    status: async () => {
+      const { total, used, available } = await provider.status();
+      return { total, used, avail: available };
+    },
+    list_volumes: async ({ vmid }) => {
+      const archives = await provider.listArchives(vmid === undefined ? {} : { vmid });
+      return archives.map(volumeInfo);
+    },
+    volume_size_info: async ({ volname }) => {
+      const { size } = (await archive(volname)).info;
+      return { size, used: size };
+    },
+    get_volume_attribute: async ({ volname, attribute }) => {
+      const { info } = await archive(volname);
+      return { value: attribute === 'notes' ? (info.notes ?? '') : info.protected };
+    },
+    update_volume_attribute: async (params) => {
+      const target = await archive(params.volname);
+      if (params.attribute === 'notes') await target.setNotes(params.value);
+      else await target.setProtected(params.value);
+      return {};
+    },
+    free_image: async ({ volname }) => {
+      await (await archive(volname)).remove();
+      return {};
+    },
+  };
+}
