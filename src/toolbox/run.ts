@@ -1,0 +1,181 @@
+import { access, constants } from 'node:fs/promises';
+import { isAbsolute, join } from 'node:path';
+import type { Readable, Writable } from 'node:stream';
+import { execa } from 'execa';
+import { BackupError } from '../protocol/errors.ts';
+import type { Logger } from '../sdk/provider.ts';
+import { abortError } from './abort.ts';
+import { lastLines } from './lines.ts';
+
+export interface ProgramOptions {
+  /** Ends the program and all it started. */
+  readonly signal?: AbortSignal;
+  readonly env?: Readonly<Record<string, string>>;
+  readonly cwd?: string;
+  /** Gets each line of stderr, for the debug log. */
+  readonly log?: Pick<Logger, 'debug'>;
+  /** What the kernel sends the program when this process dies, however that comes about. */
+  readonly deathSignal?: 'KILL' | 'TERM';
+}
+
+/** A program that failed; `exitCode` is missing if a signal ended it. */
+export class ProgramError extends BackupError {
+  readonly exitCode: number | undefined;
+
+  constructor(message: string, exitCode: number | undefined, cause: unknown) {
+    super(message, { cause });
+    this.name = 'ProgramError';
+    this.exitCode = exitCode;
+  }
+}
+
+/** A program that runs; its pipes are bounded by whoever reads and writes them. */
+export interface RunningProgram {
+  readonly pid: number;
+  readonly stdin: Writable;
+  readonly stdout: Readable;
+  /** Resolves when it ended with status 0, else rejects with its last words. */
+  readonly exited: Promise<void>;
+  /** TERM, then KILL; resolves when it is gone. */
+  stop(): Promise<void>;
+}
+
+const path = ['/usr/sbin', '/usr/bin', '/sbin', '/bin'];
+const killMs = 1000;
+
+/** Which Debian package brings a program; QEMU's own names would remove Proxmox's package. */
+const packages: Readonly<Record<string, string>> = {
+  borg: 'borgbackup',
+  brotli: 'brotli',
+  flock: 'util-linux',
+  nbdfuse: 'libnbd-bin',
+  nsenter: 'util-linux',
+  'qemu-img': 'pve-qemu-kvm',
+  'qemu-nbd': 'pve-qemu-kvm',
+  setpriv: 'util-linux',
+  ssh: 'openssh-client',
+  sync: 'coreutils',
+  tar: 'tar',
+  umount: 'mount',
+  zstd: 'zstd',
+};
+
+/**
+ * Starts a program in a session of its own, with pipes on stdin and stdout and next to no environment. It
+ * never outlives this process: the kernel sends it `deathSignal`.
+ */
+export async function startProgram(
+  program: string,
+  args: readonly string[],
+  options: ProgramOptions = {},
+): Promise<RunningProgram> {
+  const { signal, env, cwd, log, deathSignal = 'KILL' } = options;
+  const file = await find(program);
+  if (signal?.aborted) throw abortError(signal);
+  const child = execa('/usr/bin/setpriv', ['--pdeathsig', deathSignal, '--', file, ...args], {
+    env: { PATH: path.join(':'), LANG: 'C.UTF-8', ...env },
+    extendEnv: false,
+    ...(cwd !== undefined && { cwd }),
+    detached: true,
+    reject: false,
+    buffer: false,
+    stdin: 'pipe',
+  });
+  const words = lastLines(child.stderr, (line) => log?.debug(`${program}: ${line}`));
+  // A program may end without having read all of its input; its status tells, not the pipe.
+  child.stdin.on('error', () => undefined);
+
+  const kill = (name: NodeJS.Signals) => {
+    try {
+      if (child.pid !== undefined) process.kill(-child.pid, name);
+    } catch {
+      // It has ended by itself.
+    }
+  };
+  let timer: NodeJS.Timeout | undefined;
+  const end = () => {
+    kill('SIGTERM');
+    timer ??= setTimeout(kill, killMs, 'SIGKILL');
+  };
+  signal?.addEventListener('abort', end, { once: true });
+
+  const exited = child.then((result) => {
+    clearTimeout(timer);
+    signal?.removeEventListener('abort', end);
+    if (!result.failed) return;
+    if (signal?.aborted) throw abortError(signal);
+    const status =
+      result.signal !== undefined
+        ? `was killed by ${result.signal}`
+        : result.exitCode !== undefined
+          ? `failed with exit status ${result.exitCode}`
+          : 'cannot be started';
+    const last = words.last();
+    const text = `${program} ${status}${last === undefined ? '' : `: ${last}`}`;
+    throw new ProgramError(text, result.exitCode, words.all() === '' ? result : words.all());
+  });
+  exited.catch(() => undefined);
+  if (child.pid === undefined) {
+    await exited;
+    throw new BackupError(`${program} cannot be started`);
+  }
+  return {
+    pid: child.pid,
+    stdin: child.stdin,
+    stdout: child.stdout,
+    exited,
+    async stop() {
+      end();
+      await exited.catch(() => undefined);
+    },
+  };
+}
+
+export interface RunOptions extends ProgramOptions {
+  readonly input?: string | Uint8Array;
+  /** Bytes of stdout that are kept; more is an error. */
+  readonly maxOutput?: number;
+}
+
+/** Runs a program to its end and returns what it wrote to stdout. */
+export async function run(
+  program: string,
+  args: readonly string[],
+  options: RunOptions = {},
+): Promise<Buffer> {
+  const running = await startProgram(program, args, options);
+  const maxOutput = options.maxOutput ?? 16 * 1024 * 1024;
+  running.stdin.end(options.input);
+  const chunks: Buffer[] = [];
+  let length = 0;
+  running.stdout.on('data', (chunk: Buffer) => {
+    length += chunk.length;
+    if (length <= maxOutput) chunks.push(chunk);
+    else void running.stop();
+  });
+  try {
+    await running.exited;
+  } catch (error) {
+    if (length <= maxOutput || options.signal?.aborted) throw error;
+  }
+  if (length > maxOutput) {
+    throw new BackupError(`${program} wrote more than ${maxOutput} bytes`);
+  }
+  return Buffer.concat(chunks);
+}
+
+async function find(program: string): Promise<string> {
+  for (const file of isAbsolute(program) ? [program] : path.map((dir) => join(dir, program))) {
+    const found = await access(file, constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (found) return file;
+  }
+  const name = packages[program];
+  throw new BackupError(
+    name === undefined
+      ? `the program ${program} is missing`
+      : `the program ${program} is missing; install it with: apt install ${name}`,
+  );
+}
