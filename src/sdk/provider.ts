@@ -157,7 +157,7 @@ export interface VmRestore {
 /** A disk image to read; served to qemu-img as a file. */
 export interface RawImage {
   readonly size: number;
-  /** At most 32 MiB, within the size. The buffer is the reader's only until the next read. */
+  /** At most 32 MiB, within the size; several at a time. The buffer may be a cache's: nobody changes it. */
   read(offset: number, length: number, signal?: AbortSignal): Promise<Uint8Array>;
   /** Covers the range without gaps. Absent: everything may be data. */
   extents?(offset: number, length: number): Promise<DataExtent[]>;

@@ -1,4 +1,4 @@
-import { mkdir, readdir, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { mkdir, open, readdir, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { serveNbd } from '../nbd/server.ts';
 import { BackupError } from '../protocol/errors.ts';
@@ -10,7 +10,7 @@ import { ReleaseStack } from './release.ts';
 import { type RunningProgram, startProgram } from './run.ts';
 
 export interface ExportOptions {
-  /** On a tmpfs and short: a socket's path has at most 107 bytes. */
+  /** On a tmpfs; shared by all exports of the node. */
   readonly directory: string;
   /** Of the file. */
   readonly name: string;
@@ -19,10 +19,10 @@ export interface ExportOptions {
 }
 
 const mountMs = 15_000;
-const maxSocketPath = 107;
 /** Linux asks a FUSE file for 128 KiB at a time; with more at once qemu-img reads twice as fast. */
 const readAheadKiB = 4096;
 const connections = 4;
+const socketName = 's';
 let count = 0;
 
 /**
@@ -36,22 +36,23 @@ export async function exportImage(
   const { name, signal, log } = options;
   const startTime = await processStartTime(process.pid);
   const own = join(options.directory, `${process.pid}-${startTime}-${++count}`);
-  const { socket, mountPoint } = parts(own);
-  if (Buffer.byteLength(socket) > maxSocketPath) {
-    throw new BackupError(`the path ${socket} is too long for a socket`);
-  }
+  const { mountPoint } = parts(own);
   const taken = new ReleaseStack();
   try {
     await mkdir(mountPoint, { recursive: true, mode: 0o700 });
     taken.add(`the directory ${own}`, () => removeEmpty(own));
-    const server = await serveNbd({ socketPath: socket, exportName: '', image });
+    // A socket's path has 107 bytes at most: both ends name it relative to its directory.
+    const handle = await open(own, 'r');
+    taken.add(`the handle of ${own}`, () => handle.close());
+    const socketPath = `/proc/self/fd/${handle.fd}/${socketName}`;
+    const server = await serveNbd({ socketPath, exportName: '', image });
     taken.add(`the NBD server of ${name}`, () => server.close());
     const path = join(mountPoint, name);
     const nbdfuse = await startProgram(
       'nbdfuse',
-      ['--readonly', '--connections', String(connections), path, '--unix', socket],
+      ['--readonly', '--connections', String(connections), path, '--unix', socketName],
       // On TERM it unmounts by itself: a killed host leaves no mount.
-      { deathSignal: 'TERM', log },
+      { deathSignal: 'TERM', cwd: own, log },
     );
     taken.add(`nbdfuse of ${name}`, () => nbdfuse.stop());
     taken.add(`the mount of ${name}`, () => unmount(mountPoint));
@@ -78,7 +79,7 @@ export async function collectStaleExports(directory: string): Promise<void> {
 }
 
 function parts(own: string): { socket: string; mountPoint: string } {
-  return { socket: join(own, 's'), mountPoint: join(own, 'm') };
+  return { socket: join(own, socketName), mountPoint: join(own, 'm') };
 }
 
 /** Never recursively: behind a mount that would not go lies the image. */

@@ -93,13 +93,17 @@ export async function startProgram(
     }
   };
   let timer: NodeJS.Timeout | undefined;
+  let ended = false;
   const end = () => {
+    // Its pid may be another's by now.
+    if (ended) return;
     kill('SIGTERM');
     timer ??= setTimeout(kill, killMs, 'SIGKILL');
   };
   signal?.addEventListener('abort', end, { once: true });
 
   const exited = child.then((result) => {
+    ended = true;
     clearTimeout(timer);
     signal?.removeEventListener('abort', end);
     if (!result.failed) return;
