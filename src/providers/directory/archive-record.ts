@@ -1,0 +1,51 @@
+import { join } from 'node:path';
+import * as z from 'zod';
+import { BackupError } from '../../protocol/errors.ts';
+import { deviceName, size, vmid, vmtype } from '../../protocol/model.ts';
+import { readBounded } from './files.ts';
+import { chunkSize, type Layout, member } from './layout.ts';
+
+const sha256 = z.string().regex(/^[0-9a-f]{64}$/);
+
+/** What archive.json says; written last, so that an archive that has it is whole. */
+const archiveRecord = z.object({
+  format: z.literal(1),
+  /** By which the bitmap ledger knows the archive [B15]. */
+  archiveId: z.uuid(),
+  vmid,
+  vmtype,
+  startTime: z.iso.datetime(),
+  /** What wrote it. */
+  tool: z.string(),
+  chunkSize: z.literal(chunkSize),
+  /** Per device its size in bytes and the SHA-256 of its index file. */
+  volumes: z.record(deviceName, z.object({ size, index: sha256 })),
+  /** SHA-256 of the files next to this one. */
+  files: z.record(z.string(), sha256),
+  /**
+   * Bytes by which this backup made the store grow: chunks that were new, indexes, configs. It is what PVE
+   * lists, as with any incremental format; the sum over all archives is the store's size, and it needs no
+   * look at any chunk. It does not say what removing this archive would free.
+   */
+  storedBytes: size,
+});
+
+export type ArchiveRecord = z.output<typeof archiveRecord>;
+
+const maxRecord = 1024 * 1024;
+
+/** Reads what may be damaged, or written by another version. */
+export async function readRecord(layout: Layout, name: string): Promise<ArchiveRecord> {
+  const path = join(layout.archive(name), member.record);
+  const text = await readBounded(path, maxRecord);
+  try {
+    return archiveRecord.parse(JSON.parse(text.toString()));
+  } catch (cause) {
+    throw new BackupError(`${path} is damaged or of another version`, { cause });
+  }
+}
+
+/** The bytes of archive.json. */
+export function encodeRecord(record: ArchiveRecord): string {
+  return `${JSON.stringify(record, null, 2)}\n`;
+}

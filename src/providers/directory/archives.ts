@@ -1,0 +1,34 @@
+import { BackupError, messageOf } from '../../protocol/errors.ts';
+import type { Archive, ArchiveInfo } from '../../sdk/provider.ts';
+import { openBridgeArchive } from './archive.ts';
+import { archiveNames } from './directories.ts';
+import { openExampleArchive } from './example-archive.ts';
+import { codeOf } from './files.ts';
+import { parseArchiveName } from './layout.ts';
+import type { Store } from './store.ts';
+
+/** Opens an archive of either format. */
+export async function openArchive(store: Store, name: string): Promise<Archive> {
+  const parsed = parseArchiveName(name);
+  if (parsed === undefined) throw new BackupError(`'${name}' is no archive name of this storage`);
+  const open = parsed.origin === 'bridge' ? openBridgeArchive : openExampleArchive;
+  try {
+    return await open(store, name, parsed);
+  } catch (cause) {
+    if (codeOf(cause) !== 'ENOENT' && codeOf(cause) !== 'ENOTDIR') throw cause;
+    throw new BackupError(`there is no archive ${name} in ${store.layout.path}`, { cause });
+  }
+}
+
+/** All archives that can be read; a damaged one must not hide the others. */
+export async function listArchives(store: Store, vmid?: number): Promise<ArchiveInfo[]> {
+  const infos: ArchiveInfo[] = [];
+  for await (const name of archiveNames(store.layout, vmid)) {
+    try {
+      infos.push((await openArchive(store, name)).info);
+    } catch (error) {
+      store.log.debug(`archive ${name} is not listed: ${messageOf(error)}`);
+    }
+  }
+  return infos;
+}

@@ -1,0 +1,95 @@
+import { constants } from 'node:fs';
+import { type FileHandle, mkdir, open, rename, unlink } from 'node:fs/promises';
+import { dirname } from 'node:path';
+import { BackupError, isBackupError, messageOf } from '../../protocol/errors.ts';
+import { run } from '../../toolbox/run.ts';
+
+/** The error code of a failed system call, if it was one. */
+export function codeOf(error: unknown): string | undefined {
+  if (!(error instanceof Error) || !('code' in error)) return undefined;
+  return typeof error.code === 'string' ? error.code : undefined;
+}
+
+/** For `.catch`: undefined where there is no such file, the error otherwise. */
+export function ifMissing(error: unknown): undefined {
+  if (codeOf(error) === 'ENOENT') return undefined;
+  throw error;
+}
+
+/** Runs `work` on an opened file and closes it. */
+export async function withFile<T>(
+  path: string,
+  flags: number | string,
+  work: (file: FileHandle) => Promise<T>,
+): Promise<T> {
+  const file = await open(path, flags, 0o600);
+  try {
+    return await work(file);
+  } finally {
+    await file.close();
+  }
+}
+
+/** Reads a whole file that the store may hold in any state: no links, no devices, no more than `limit` bytes. */
+export async function readBounded(path: string, limit: number): Promise<Buffer> {
+  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+  return withFile(path, flags, async (file) => {
+    const stats = await file.stat();
+    if (!stats.isFile()) throw new BackupError(`${path} is not a regular file`);
+    if (stats.size > limit) {
+      throw new BackupError(`${path} has ${stats.size} bytes, more than the ${limit} it may have`);
+    }
+    return await file.readFile();
+  });
+}
+
+/** Replaces or creates a file so that a crash leaves the old or the new content. */
+export async function writeAtomically(path: string, content: Uint8Array | string): Promise<void> {
+  const temporary = `${path}.${process.pid}.tmp`;
+  try {
+    await withFile(temporary, 'w', async (file) => {
+      await file.writeFile(content);
+      await file.sync();
+    });
+    await rename(temporary, path);
+  } catch (error) {
+    await unlink(temporary).catch(() => {});
+    throw error;
+  }
+  await syncDirectory(dirname(path));
+}
+
+/** Makes the names in a directory durable. */
+export async function syncDirectory(path: string): Promise<void> {
+  await withFile(path, constants.O_RDONLY | constants.O_DIRECTORY, (file) => file.sync());
+}
+
+/** Makes everything on the file system of `path` durable, thousands of chunks at once. */
+export async function syncFileSystem(path: string): Promise<void> {
+  await run('sync', ['-f', path]);
+}
+
+/** Creates a directory, and its parents; no error if it exists. */
+export async function makeDirectory(path: string): Promise<void> {
+  await mkdir(path, { recursive: true, mode: 0o700 });
+}
+
+/** True if the file system, or a quota on it, is full. */
+export function isFull(error: unknown): boolean {
+  return codeOf(error) === 'ENOSPC' || codeOf(error) === 'EDQUOT';
+}
+
+/** Turns what a file system says into a sentence that tells the administrator what to do. */
+export function storeError(path: string, doing: string, error: unknown): Error {
+  if (isBackupError(error)) return error;
+  if (isFull(error)) {
+    return new BackupError(
+      `${doing}: the store ${path} is full: remove or prune archives, or make the file system larger`,
+      { cause: error },
+    );
+  }
+  if (codeOf(error) === 'EROFS') {
+    return new BackupError(`${doing}: the store ${path} is mounted read-only`, { cause: error });
+  }
+  return new BackupError(`${doing}: ${messageOf(error)}`, { cause: error });
+}

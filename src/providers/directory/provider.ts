@@ -1,0 +1,85 @@
+import { statfs } from 'node:fs/promises';
+import * as z from 'zod';
+import type {
+  Archive,
+  ArchiveInfo,
+  Guest,
+  Provider,
+  Storage,
+  VmBackup,
+} from '../../sdk/provider.ts';
+import { listArchives, openArchive } from './archives.ts';
+import { storeError } from './files.ts';
+import { collectLeftovers } from './leftovers.ts';
+import { Store } from './store.ts';
+import { sweepIfWanted } from './sweep.ts';
+import { beginVmBackup } from './vm-backup.ts';
+
+/** The host has checked the options; this gives them their types. */
+const directoryOptions = z.object({
+  path: z.string().startsWith('/'),
+  'bridge-dir-compression': z.enum(['brotli', 'none']).default('brotli'),
+  'bridge-dir-shared-with-cluster': z.string().optional(),
+});
+
+/** Archives in a directory: a local disk, an NFS or CIFS mount. */
+export class DirectoryProvider implements Provider {
+  readonly #store: Store;
+  readonly #tool: string;
+  /** Backups that may have to be cleaned up when the host ends. */
+  readonly #backups = new Set<VmBackup>();
+
+  constructor(storage: Storage, tool: string) {
+    const { cluster, log, runDir, signal } = storage;
+    const options = directoryOptions.parse(storage.options);
+    this.#tool = tool;
+    this.#store = new Store({
+      path: options.path,
+      compression: options['bridge-dir-compression'],
+      user: { cluster, sharedWith: options['bridge-dir-shared-with-cluster'] },
+      log,
+      runDir,
+      signal,
+    });
+  }
+
+  async status(): Promise<{ total: number; used: number; available: number }> {
+    await this.#store.check();
+    const { bsize, blocks, bfree, bavail } = await statfs(this.#store.layout.path);
+    return { total: blocks * bsize, used: (blocks - bfree) * bsize, available: bavail * bsize };
+  }
+
+  async listArchives(filter: { vmid?: number }): Promise<ArchiveInfo[]> {
+    await this.#store.check();
+    return listArchives(this.#store, filter.vmid);
+  }
+
+  async archive(name: string): Promise<Archive> {
+    await this.#store.check();
+    return openArchive(this.#store, name);
+  }
+
+  async startJob(): Promise<void> {
+    await this.#store.open();
+    try {
+      await collectLeftovers(this.#store);
+    } catch (error) {
+      throw storeError(this.#store.layout.path, 'cannot clean up after dead backups', error);
+    }
+  }
+
+  async endJob(): Promise<void> {
+    await sweepIfWanted(this.#store);
+  }
+
+  async backupVm(guest: Guest): Promise<VmBackup> {
+    const backup = await beginVmBackup(this.#store, guest, this.#tool);
+    this.#backups.add(backup);
+    return backup;
+  }
+
+  async close(): Promise<void> {
+    await Promise.all([...this.#backups].map((backup) => backup.finish({ success: false })));
+    this.#backups.clear();
+  }
+}

@@ -1,0 +1,88 @@
+import { BackupError } from '../../protocol/errors.ts';
+import type { Logger } from '../../sdk/provider.ts';
+import { acquireLock, type Lock } from '../../toolbox/lock.ts';
+import type { Compression } from './chunk-codec.ts';
+import { ChunkStore } from './chunk-store.ts';
+import { makeDirectory, storeError } from './files.ts';
+import { type Layout, layoutOf } from './layout.ts';
+import { checkStore, initialiseStore, type StoreUser } from './store-file.ts';
+
+/** How long a backup or restore waits for a sweep, which takes minutes in a store of millions of chunks. */
+const sweepWaitMs = 4 * 3600 * 1000;
+
+/** A path, what lies there, and who may use it now. Holds nothing open: the file system may come and go. */
+export class Store {
+  readonly layout: Layout;
+  readonly chunks: ChunkStore;
+  readonly log: Logger;
+  readonly #user: StoreUser;
+  /** For sockets, on a tmpfs. */
+  readonly runDir: string;
+  /** Aborts when the host ends. */
+  readonly signal: AbortSignal;
+
+  constructor(options: {
+    path: string;
+    compression: Compression;
+    user: StoreUser;
+    log: Logger;
+    runDir: string;
+    signal: AbortSignal;
+  }) {
+    this.layout = layoutOf(options.path);
+    this.chunks = new ChunkStore(this.layout, options.compression);
+    this.log = options.log;
+    this.#user = options.user;
+    this.runDir = options.runDir;
+    this.signal = options.signal;
+  }
+
+  /** To be called before each use. True if there is a store; a directory with none may still hold archives. */
+  async check(): Promise<boolean> {
+    return checkStore(this.layout, this.#user);
+  }
+
+  /** Like `check`, and makes the directory a store. */
+  async open(): Promise<void> {
+    if (await this.check()) return;
+    try {
+      await makeDirectory(this.layout.bridge);
+      const lock = await this.#acquire('exclusive', true);
+      try {
+        if (!(await this.check())) await initialiseStore(this.layout, this.#user);
+      } finally {
+        await lock?.release();
+      }
+    } catch (error) {
+      throw storeError(this.layout.path, 'cannot make a store', error);
+    }
+  }
+
+  /** For writers and restores: no chunk goes away meanwhile. */
+  async share(): Promise<Lock> {
+    const lock = await this.#acquire('shared', false);
+    if (lock !== undefined) return lock;
+    this.log.info(`waiting for a sweep of ${this.layout.path} to end`);
+    const later = await this.#acquire('shared', sweepWaitMs);
+    if (later !== undefined) return later;
+    throw new BackupError(`${this.layout.lock} is still locked: does a sweep hang on some node?`);
+  }
+
+  /** For the sweep: nobody writes or restores. Undefined if somebody does. */
+  async claim(): Promise<Lock | undefined> {
+    return this.#acquire('exclusive', false);
+  }
+
+  /** The end of the host ends the wait, but not the lock: what it protects has to be ended first. */
+  async #acquire(kind: 'shared' | 'exclusive', wait: boolean | number): Promise<Lock | undefined> {
+    const waiting = new AbortController();
+    const abort = () => waiting.abort(this.signal.reason);
+    if (this.signal.aborted) abort();
+    this.signal.addEventListener('abort', abort, { once: true });
+    try {
+      return await acquireLock(this.layout.lock, kind, { wait, signal: waiting.signal });
+    } finally {
+      this.signal.removeEventListener('abort', abort);
+    }
+  }
+}

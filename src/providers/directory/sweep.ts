@@ -1,0 +1,92 @@
+import { lstat, readdir, unlink, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { formatBytes } from '../../toolbox/bytes.ts';
+import { digestLength } from './chunk-codec.ts';
+import { DigestSet } from './digest-set.ts';
+import { chunkFiles, indexHolders } from './directories.ts';
+import { ifMissing, withFile } from './files.ts';
+import type { Layout } from './layout.ts';
+import { forEachParallel } from './parallel.ts';
+import type { Store } from './store.ts';
+
+/** Bytes of an index in memory at once; between two pieces the event loop turns. */
+const step = 1024 * 1024;
+const width = 8;
+
+/** Adds the digests of one index, in pieces. */
+async function addIndex(path: string, digests: DigestSet): Promise<void> {
+  const piece = Buffer.alloc(step);
+  await withFile(path, 'r', async (file) => {
+    for (let at = 0; ; ) {
+      const { bytesRead } = await file.read(piece, 0, step, at);
+      const whole = bytesRead - (bytesRead % digestLength);
+      if (whole === 0) return;
+      for (let offset = 0; offset < whole; offset += digestLength) digests.add(piece, offset);
+      at += whole;
+    }
+  });
+}
+
+/** The digests that any index names, running backups' included. */
+export async function namedDigests(layout: Layout): Promise<DigestSet> {
+  const digests = new DigestSet();
+  for await (const entry of indexHolders(layout)) {
+    const directory = layout.archive(entry);
+    for (const name of await readdir(directory)) {
+      if (name.endsWith('.index')) await addIndex(join(directory, name), digests);
+    }
+  }
+  return digests;
+}
+
+/** Chunks that no index names, and what dead writers left. */
+async function* garbage(layout: Layout, named: DigestSet): AsyncGenerator<string> {
+  for await (const { directory, names } of chunkFiles(layout)) {
+    for (const name of names) {
+      const [, hex] = /^([0-9a-f]{64})(?:\.br)?$/.exec(name) ?? [];
+      const unnamed =
+        hex === undefined ? name.endsWith('.tmp') : !named.has(Buffer.from(hex, 'hex'));
+      if (unnamed) yield join(directory, name);
+    }
+  }
+}
+
+/** Notes that there may be chunks that no index names. */
+export async function wantSweep(store: Store): Promise<void> {
+  // Not worth an error: on a full store it fails, and the next removal notes it again.
+  await writeFile(store.layout.sweepWanted, '').catch(() => undefined);
+}
+
+/**
+ * Deletes the chunks that no index names. Needs the store for itself; while a backup or restore runs anywhere it
+ * leaves the work to whoever comes next, and says so.
+ */
+export async function sweep(store: Store): Promise<void> {
+  const { layout, log } = store;
+  const lock = await store.claim();
+  if (lock === undefined) {
+    log.info('backups or restores are running: space will be freed after them');
+    return;
+  }
+  try {
+    const named = await namedDigests(layout);
+    const freed = { chunks: 0, bytes: 0 };
+    await forEachParallel(garbage(layout, named), width, async (path) => {
+      const stats = await lstat(path).catch(ifMissing);
+      if (stats === undefined) return;
+      await unlink(path).catch(ifMissing);
+      freed.chunks++;
+      freed.bytes += stats.size;
+    });
+    await unlink(layout.sweepWanted).catch(ifMissing);
+    if (freed.chunks > 0) log.info(`freed ${formatBytes(freed.bytes)} in ${freed.chunks} chunks`);
+  } finally {
+    await lock.release();
+  }
+}
+
+/** Does what earlier sweeps had to leave. */
+export async function sweepIfWanted(store: Store): Promise<void> {
+  const wanted = await lstat(store.layout.sweepWanted).catch(ifMissing);
+  if (wanted !== undefined) await sweep(store);
+}

@@ -1,0 +1,153 @@
+import { randomUUID } from 'node:crypto';
+import { createReadStream, createWriteStream } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { pipeline } from 'node:stream/promises';
+import type { BitmapRequest } from '../../protocol/model.ts';
+import type {
+  BitmapLedger,
+  Guest,
+  VmBackup,
+  VmBackupInput,
+  VolumeSizes,
+} from '../../sdk/provider.ts';
+import type { Lock } from '../../toolbox/lock.ts';
+import { sha256 } from './archive-members.ts';
+import { encodeRecord } from './archive-record.ts';
+import { type Base, findBases } from './base-archive.ts';
+import { copyVolumes } from './copy-volumes.ts';
+import { isFull, storeError } from './files.ts';
+import { archiveNameOf, chunkSize, member } from './layout.ts';
+import { RunDirectory } from './run-directory.ts';
+import type { Store } from './store.ts';
+import { sweep, wantSweep } from './sweep.ts';
+
+/** Bytes of a task log that are kept. */
+const maxLog = 16 * 1024 * 1024;
+
+/** Where a backup writes, and the lock that keeps sweeps away from its chunks. */
+interface Place {
+  readonly directory: RunDirectory;
+  readonly lock: Lock;
+}
+
+/** The backup of one VM into the store. */
+class DirectoryVmBackup implements VmBackup {
+  readonly archiveName: string;
+  readonly archiveId = randomUUID();
+  readonly mechanism = 'nbd';
+  readonly #store: Store;
+  readonly #guest: Guest;
+  readonly #tool: string;
+  readonly #place: Place;
+  #bases = new Map<string, Base>();
+  #storedBytes = 0;
+  #full = false;
+  #ended: Promise<void> | undefined;
+
+  constructor(store: Store, guest: Guest, tool: string, place: Place) {
+    this.archiveName = archiveNameOf(guest);
+    this.#store = store;
+    this.#guest = guest;
+    this.#tool = tool;
+    this.#place = place;
+  }
+
+  async planBitmaps(
+    volumes: VolumeSizes,
+    ledger: BitmapLedger,
+  ): Promise<Map<string, BitmapRequest>> {
+    this.#bases = await findBases(this.#store, this.#guest.vmid, volumes, ledger);
+    return new Map(
+      [...volumes.keys()].map((device) => [device, this.#bases.has(device) ? 'use' : 'new']),
+    );
+  }
+
+  async run(input: VmBackupInput): Promise<void> {
+    const { path } = this.#store.layout;
+    try {
+      await this.#write(input);
+      await this.#place.directory.commit();
+    } catch (error) {
+      this.#full = isFull(error);
+      throw storeError(path, `cannot back up VM ${this.#guest.vmid}`, error);
+    } finally {
+      this.#bases.clear();
+    }
+    await this.#place.lock.release();
+  }
+
+  async finish(): Promise<{ archiveSize: number }> {
+    this.#ended ??= this.#end();
+    await this.#ended;
+    return { archiveSize: this.#place.directory.committed ? this.#storedBytes : 0 };
+  }
+
+  /** Goes into the archive, if there is one. */
+  async handleLogFile(path: string): Promise<void> {
+    const { directory } = this.#place;
+    if (!directory.committed) return;
+    const target = createWriteStream(directory.path(member.log), { mode: 0o600 });
+    await pipeline(createReadStream(path, { end: maxLog - 1 }), target);
+  }
+
+  /** Everything but the commit; archive.json comes last. */
+  async #write(input: VmBackupInput): Promise<void> {
+    const { directory } = this.#place;
+    const files: Record<string, string> = {};
+    for (const [file, content] of [
+      [member.guestConfig, input.guestConfig],
+      [member.firewallConfig, input.firewallConfig],
+    ] as const) {
+      if (content === undefined) continue;
+      await writeFile(directory.path(file), content);
+      files[file] = sha256(content);
+      this.#storedBytes += content.length;
+    }
+    const copied = await copyVolumes(input, this.#bases, this.#store.chunks, directory);
+    this.#storedBytes += copied.storedBytes;
+    const record = encodeRecord({
+      format: 1,
+      archiveId: this.archiveId,
+      vmid: this.#guest.vmid,
+      vmtype: this.#guest.vmtype,
+      startTime: this.#guest.startTime.toISOString(),
+      tool: this.#tool,
+      chunkSize,
+      volumes: copied.volumes,
+      files,
+      storedBytes: this.#storedBytes,
+    });
+    input.signal.throwIfAborted();
+    await writeFile(directory.path(member.record), record);
+  }
+
+  async #end(): Promise<void> {
+    const store = this.#store;
+    const { directory, lock } = this.#place;
+    if (directory.committed) return lock.release();
+    try {
+      await store.chunks.settled();
+      await wantSweep(store);
+      await directory.discard();
+    } catch (error) {
+      throw storeError(store.layout.path, 'cannot clean up after the backup', error);
+    } finally {
+      await lock.release();
+    }
+    // What the next guest of the job needs at once; otherwise there is time until the job's end.
+    if (this.#full) await sweep(store);
+  }
+}
+
+/** Reserves the archive's name and keeps sweeps away. `tool` says in the archive what wrote it. */
+export async function beginVmBackup(store: Store, guest: Guest, tool: string): Promise<VmBackup> {
+  await store.open();
+  const lock = await store.share();
+  try {
+    const directory = await RunDirectory.reserve(store.layout, archiveNameOf(guest));
+    return new DirectoryVmBackup(store, guest, tool, { directory, lock });
+  } catch (error) {
+    await lock.release();
+    throw storeError(store.layout.path, `cannot back up VM ${guest.vmid}`, error);
+  }
+}
