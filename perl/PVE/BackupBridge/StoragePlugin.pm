@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+package PVE::BackupBridge::StoragePlugin;
+
+# What every storage type of the bridge has in common. A type's own plugin adds only its name.
+
+use v5.36;
+
+use JSON;
+
+use PVE::Storage::Plugin;
+
+use PVE::BackupBridge::Client;
+use PVE::BackupBridge::Manifest;
+use PVE::BackupBridge::Untaint qw(field match printable);
+
+use base qw(PVE::Storage::Plugin);
+
+# The versions of the plugin API that were tested [D1].
+use constant MIN_APIVER => 11;
+use constant MAX_APIVER => 15;
+
+# Seconds for one poll: check_connection, activate_storage and status together [A12].
+our $POLL_TIMEOUT = 1.8;
+# For so many seconds the last known state stands in for an answer that is late.
+our $STATE_TIMEOUT = 60;
+
+my $deadlines = {}; # storeid => of the poll under way
+my $states = {}; # storeid => { time, sizes } of the last answers
+
+my sub call($class, $storeid, $scfg, $method, $params = {}, %opts) {
+    PVE::BackupBridge::Manifest::require_valid($class->type());
+    my $client = PVE::BackupBridge::Client->new($class->type(), $storeid, $scfg);
+    return $client->call($method, $params, %opts);
+}
+
+my sub call_archive($class, $storeid, $scfg, $method, $volname, %params) {
+    my (undef, $name) = $class->parse_volname($volname);
+    return call($class, $storeid, $scfg, $method, { %params, volname => "backup/$name" });
+}
+
+# Configuration
+
+sub api($class) {
+    my $node = PVE::Storage->can('APIVER') ? PVE::Storage::APIVER() : MIN_APIVER;
+    return $node < MIN_APIVER ? MIN_APIVER : $node > MAX_APIVER ? MAX_APIVER : $node;
+}
+
+sub plugindata($class) {
+    return {
+        content => [{ backup => 1, none => 1 }, { backup => 1 }],
+        features => { 'backup-provider' => 1 },
+        'sensitive-properties' => PVE::BackupBridge::Manifest::load($class->type())->{sensitive},
+    };
+}
+
+sub properties($class) {
+    return PVE::BackupBridge::Manifest::load($class->type())->{properties};
+}
+
+sub options($class) {
+    return PVE::BackupBridge::Manifest::load($class->type())->{options};
+}
+
+# Names. They are parsed for every entry of every list: without the host [D5].
+
+my sub parse_archive($class, $volname) {
+    my ($name) = $volname =~ m!^backup/(.*)\z!s;
+    my $archive = PVE::BackupBridge::Manifest::parse_archive_name($class->type(), $name)
+        // return undef;
+    return { %$archive, format => $class->type() . ($archive->{vmtype} eq 'qemu' ? '-vm' : '-ct') };
+}
+
+sub parse_volname($class, $volname) {
+    my $archive = parse_archive($class, $volname)
+        // die "unable to parse bridge volume name '" . printable($volname) . "'\n";
+    return ('backup', $archive->@{qw(name vmid)}, undef, undef, undef, $archive->{format});
+}
+
+sub path($class, $scfg, $volname, $storeid, $snapname = undef, @) {
+    die "archives have no snapshots\n" if defined($snapname);
+    my ($vtype, $name, $vmid) = $class->parse_volname($volname);
+    my $path = ($scfg->{path} // $class->type() . ":$storeid") . "/$name";
+    return wantarray ? ($path, $vmid, $vtype) : $path;
+}
+
+# Polls
+
+# The answer, undef if it is late. The methods of one poll share a deadline, which the first one sets.
+my sub poll($class, $storeid, $scfg, $method, $is_first) {
+    my $now = PVE::BackupBridge::Client::now();
+    my $deadline = $deadlines->{$storeid} // 0;
+    $deadline = $now + $POLL_TIMEOUT if $is_first || $deadline + $POLL_TIMEOUT < $now;
+    $deadlines->{$storeid} = $deadline;
+    my $state = delete $states->{$storeid}; # an error clears it
+    my $result = call($class, $storeid, $scfg, $method, {}, deadline => $deadline);
+    $state = { %{ $state // {} }, time => $now } if $result;
+    $states->{$storeid} = $state if $state && $state->{time} + $STATE_TIMEOUT >= $now;
+    return $result;
+}
+
+sub check_connection($class, $storeid, $scfg, @) {
+    return 1 if poll($class, $storeid, $scfg, 'check_connection', 1);
+    return $states->{$storeid} ? 1 : 0;
+}
+
+# Does no work: what dead runs left is collected by jobs.
+sub activate_storage($class, @) {
+    PVE::BackupBridge::Manifest::require_valid($class->type());
+    return 1;
+}
+
+sub status($class, $storeid, $scfg, @) {
+    my $result = poll($class, $storeid, $scfg, 'status', 0);
+    $states->{$storeid}->{sizes} = [map { field('size', $result, $_) } qw(total avail used)]
+        if $result;
+    my $sizes = $states->{$storeid} ? $states->{$storeid}->{sizes} : undef;
+    return $sizes ? (@$sizes, 1) : (0, 0, 0, 0);
+}
+
+# Archives
+
+# What does not parse would be dropped by PVE anyway [D5].
+my sub encode_info($class, $storeid, $entry) {
+    my $volname = field('text', $entry, 'volname');
+    my $archive = parse_archive($class, $volname) // return;
+    return {
+        volid => "$storeid:backup/$archive->{name}",
+        content => 'backup',
+        $archive->%{qw(format vmid)},
+        subtype => $archive->{vmtype},
+        size => field('size', $entry),
+        ctime => field('time', $entry, 'ctime'),
+        protected => $entry->{protected} ? 1 : 0,
+        notes => match('text', $entry->{notes}),
+    };
+}
+
+sub list_volumes($class, $storeid, $scfg, $vmid, $content_types) {
+    return [] if !grep { $_ eq 'backup' } @$content_types;
+    my $params = defined($vmid) ? { vmid => int($vmid) } : {};
+    my $entries = call($class, $storeid, $scfg, 'list_volumes', $params);
+    die "the backup host returned no list\n" if ref($entries) ne 'ARRAY';
+    return [map { encode_info($class, $storeid, $_) } @$entries];
+}
+
+sub list_images($class, @) {
+    return [];
+}
+
+sub volume_size_info($class, $scfg, $storeid, $volname, @) {
+    my $result = call_archive($class, $storeid, $scfg, 'volume_size_info', $volname);
+    my $size = field('size', $result);
+    my $used = field('size', $result, 'used');
+    return wantarray ? ($size, ($class->parse_volname($volname))[6], $used, undef) : $size;
+}
+
+sub get_volume_attribute($class, $scfg, $storeid, $volname, $attribute) {
+    return if $attribute ne 'notes' && $attribute ne 'protected';
+    my @args = ('get_volume_attribute', $volname, attribute => $attribute);
+    my $result = call_archive($class, $storeid, $scfg, @args);
+    return $result->{value} ? 1 : 0 if $attribute eq 'protected';
+    return field('text', $result, 'value');
+}
+
+sub update_volume_attribute($class, $scfg, $storeid, $volname, $attribute, $value) {
+    die "attribute '$attribute' is not supported for storage type '$scfg->{type}'\n"
+        if $attribute ne 'notes' && $attribute ne 'protected';
+    my $encoded = $attribute eq 'notes' ? ($value // '') . '' : $value ? JSON::true : JSON::false;
+    my @args = ('update_volume_attribute', $volname, attribute => $attribute, value => $encoded);
+    call_archive($class, $storeid, $scfg, @args);
+    return;
+}
+
+sub free_image($class, $storeid, $scfg, $volname, @) {
+    die "cannot remove protected archive '$volname' on '$storeid'\n"
+        if $class->get_volume_attribute($scfg, $storeid, $volname, 'protected');
+    call_archive($class, $storeid, $scfg, 'free_image', $volname);
+    return undef; # anything true would be run as a worker [D7]
+}
+
+sub activate_volume($class, @) {
+    return 1;
+}
+
+sub new_backup_provider($class, $scfg, $storeid, $log_function) {
+    require PVE::BackupProvider::Plugin::Bridge;
+    return PVE::BackupProvider::Plugin::Bridge->new($class, $scfg, $storeid, $log_function);
+}
+
+# What only disks can do.
+my @refused = qw(
+    alloc_image clone_image create_base filesystem_path get_identity map_volume qemu_blockdev_options
+    rename_snapshot rename_volume volume_export volume_import volume_qemu_snapshot_method volume_resize
+    volume_rollback_is_possible volume_snapshot volume_snapshot_delete volume_snapshot_info
+    volume_snapshot_rollback
+);
+for my $method (@refused) {
+    no strict 'refs'; ## no critic (ProhibitNoStrict)
+    *$method = sub ($class, @) {
+        die "storage type '" . $class->type() . "' keeps archives only: no $method\n";
+    };
+}
+
+1;

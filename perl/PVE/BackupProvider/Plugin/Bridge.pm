@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: AGPL-3.0-or-later
+package PVE::BackupProvider::Plugin::Bridge;
+
+# PVE's backup provider API, handed to the host of a storage. Names and keys stay PVE's own.
+
+use v5.36;
+
+use JSON;
+use MIME::Base64 qw(decode_base64 encode_base64);
+
+use PVE::BackupProvider::Plugin::Base;
+
+use PVE::BackupBridge::Client;
+use PVE::BackupBridge::Manifest;
+use PVE::BackupBridge::Untaint qw(field match);
+
+use base qw(PVE::BackupProvider::Plugin::Base);
+
+# Bytes, whatever they mean [B16].
+my sub encode_config($config) {
+    utf8::encode($config) if !utf8::downgrade($config, 1);
+    return encode_base64($config, '');
+}
+
+# A part of a backup job, whose log is the task's.
+my sub call_job($self, $method, $params = {}, %opts) {
+    return $self->{client}->call($method, $params, %opts, log => $self->{log});
+}
+
+my sub call_guest($self, $method, $vmid, $params, %opts) {
+    return call_job($self, $method, { %$params, vmid => int($vmid) }, %opts);
+}
+
+# Outside of jobs the log function prints to STDOUT, where it would mix with the config: silence [A11].
+my sub call_archive($self, $method, $volname, $params = {}, %opts) {
+    my (undef, $name) = $self->{plugin}->parse_volname($volname);
+    return $self->{client}->call($method, { %$params, volname => "backup/$name" }, %opts);
+}
+
+# Runs before the global vzdump lock is taken, and in parents of workers: starts nothing [A4, A5].
+sub new($class, $plugin, $scfg, $storeid, $log_function) {
+    my $type = $plugin->type();
+    my $title = PVE::BackupBridge::Manifest::require_valid($type)->{title};
+    my $client = PVE::BackupBridge::Client->new($type, $storeid, $scfg);
+    my $self = { plugin => $plugin, title => $title, log => $log_function, client => $client };
+    return bless $self, $class;
+}
+
+sub provider_name($self) {
+    return $self->{title};
+}
+
+# Backup
+
+sub job_init($self, $start_time) {
+    call_job($self, 'job_init', { 'start-time' => int($start_time) }, hold => 1);
+    return;
+}
+
+sub job_cleanup($self) {
+    call_job($self, 'job_cleanup', {}, hold => 0);
+    return;
+}
+
+sub backup_init($self, $vmid, $vmtype, $start_time) {
+    my $params = { vmtype => $vmtype, 'start-time' => int($start_time) };
+    my $result = call_guest($self, 'backup_init', $vmid, $params, hold => 1);
+    my $name = field('archive-name', $result);
+    # The archive has to be addressable before backup_cleanup [B10].
+    $self->{plugin}->parse_volname("backup/$name");
+    return { 'archive-name' => $name };
+}
+
+sub backup_get_mechanism($self, $vmid, $vmtype) {
+    my $result = call_guest($self, 'backup_get_mechanism', $vmid, { vmtype => $vmtype });
+    return scalar(field('mechanism', $result));
+}
+
+sub backup_vm_query_incremental($self, $vmid, $volumes) {
+    # QEMU would abort, and the guest with it [B6].
+    die "VM $vmid has no disk that is included in backups: include one\n" if !%$volumes;
+    my $sizes = { map { $_ => { size => int($volumes->{$_}->{size}) } } keys %$volumes };
+    my $result = call_guest($self, 'backup_vm_query_incremental', $vmid, { volumes => $sizes });
+    my @devices = grep { defined($result->{$_}) } keys %$volumes;
+    return { map { $_ => field('bitmap-request', $result, $_) } @devices };
+}
+
+sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
+    my $params = {
+        'guest-config' => encode_config($guest_config),
+        'bandwidth-limit' => int($info->{'bandwidth-limit'} // 0),
+    };
+    my $firewall_config = $info->{'firewall-config'};
+    $params->{'firewall-config'} = encode_config($firewall_config) if defined($firewall_config);
+    for my $device (keys %$volumes) {
+        my $volume = $volumes->{$device};
+        my $encoded = { map { $_ => $volume->{$_} } qw(bitmap-mode bitmap-name nbd-path) };
+        $params->{volumes}->{$device} = { %$encoded, size => int($volume->{size}) };
+    }
+    call_guest($self, 'backup_vm', $vmid, $params);
+    return;
+}
+
+# Comes without backup_init, without $vmtype and a second time, too [B12].
+sub backup_cleanup($self, $vmid, $vmtype, $success, $info) {
+    my $params = { success => $success ? JSON::true : JSON::false, info => {} };
+    $params->{info}->{error} = "$info->{error}" if defined($info->{error});
+    $params->{vmtype} = $vmtype if defined($vmtype);
+    my $result = call_guest($self, 'backup_cleanup', $vmid, $params);
+    return if !$success;
+    return { stats => { 'archive-size' => field('size', $result->{stats}, 'archive-size') } };
+}
+
+# A die would skip the remaining guests of the job [B13]; only the end of the job itself may pass.
+sub backup_handle_log_file($self, $vmid, $filename) {
+    eval { call_guest($self, 'backup_handle_log_file', $vmid, { path => $filename }) };
+    my $err = $@ or return;
+    die $err if ref($err) || $err =~ m/^interrupted by (?:unexpected )?signal\n\z/;
+    chomp($err);
+    $self->{log}->('warn', "the task log was not kept with the archive: $err");
+    return;
+}
+
+# Restore. For containers PVE passes the storage ID, which is known, as a further argument [C2].
+
+sub restore_get_mechanism($self, $volname, @) {
+    my $result = call_archive($self, 'restore_get_mechanism', $volname);
+    return (field('restore-mechanism', $result, 'mechanism'), field('vmtype', $result));
+}
+
+sub archive_get_guest_config($self, $volname, @) {
+    my $result = call_archive($self, 'archive_get_guest_config', $volname);
+    return decode_base64(field('base64', $result, 'config'));
+}
+
+# PVE writes the firewall file before it looks at anything: undef if there is none [C8].
+sub archive_get_firewall_config($self, $volname, @) {
+    my $result = call_archive($self, 'archive_get_firewall_config', $volname);
+    return undef if !defined($result->{config});
+    return decode_base64(field('base64', $result, 'config'));
+}
+
+sub restore_vm_init($self, $volname, @) {
+    my $result = call_archive($self, 'restore_vm_init', $volname, {}, hold => 1);
+    my $volumes = {};
+    for my $device (keys %$result) {
+        die "the backup host returned no valid device name\n" if !match('device-name', $device);
+        $volumes->{$device} = { size => field('size', $result->{$device}) };
+    }
+    return $volumes;
+}
+
+sub restore_vm_volume_init($self, $volname, $device_name, @) {
+    my $params = { 'device-name' => $device_name };
+    my $result = call_archive($self, 'restore_vm_volume_init', $volname, $params);
+    return { 'qemu-img-path' => field('path', $result, 'qemu-img-path') };
+}
+
+sub restore_vm_volume_cleanup($self, $volname, $device_name, @) {
+    my $params = { 'device-name' => $device_name };
+    call_archive($self, 'restore_vm_volume_cleanup', $volname, $params);
+    return;
+}
+
+sub restore_vm_cleanup($self, $volname, @) {
+    call_archive($self, 'restore_vm_cleanup', $volname, {}, hold => 0);
+    return;
+}
+
+# Containers
+
+my sub refuse_container($self, @) {
+    die "$self->{title}: containers are not supported by this provider\n";
+}
+
+sub backup_container_prepare { return refuse_container(@_) }
+sub backup_container { return refuse_container(@_) }
+sub restore_container_init { return refuse_container(@_) }
+sub restore_container_cleanup { return refuse_container(@_) }
+
+1;

@@ -1,0 +1,109 @@
+package TestHost;
+
+# A node for tests of the shim: a directory of providers, a root for the log files, and the misbehaving host in
+# the place of the real one.
+
+use v5.36;
+
+use Cwd qw(abs_path);
+use Exporter qw(import);
+use File::Path qw(make_path);
+use File::Temp qw(tempdir);
+use Time::HiRes qw(sleep time);
+
+our @EXPORT_OK = qw(
+    behave calls client error_of eventually host_pid is_alive provider_dir put_manifest root scfg slurp
+    timed write_file
+);
+
+my ($base) = abs_path(__FILE__ =~ s!/?[^/]*\z!!r || '.') =~ m!^(.*)/test/perl/lib\z!;
+my ($modules) = ($ENV{PVE_PERL_LIB} // "$base/fixtures/pve/lib") =~ m!^(/.*)\z!;
+unshift @INC, "$base/perl", $modules;
+
+require PVE::BackupBridge::Client;
+
+our $VOLNAME = 'backup/100/qemu-2026-11-23T10:06:42Z';
+
+my $manifest = <<'JSON';
+{"type":"bridge-dir","title":"Directory","version":"1.0.0","archive-name":"{vmid}/{vmtype}-{time}",
+ "properties":{"bridge-dir-compression":{"type":"string","enum":["brotli","none"],"description":"How"}},
+ "options":{"path":{"fixed":1},"bridge-dir-compression":{"optional":1},"content":{"optional":1},
+ "nodes":{"optional":1},"disable":{"optional":1}},"sensitive":[]}
+JSON
+
+my ($root) = tempdir('bridge-XXXXXX', TMPDIR => 1, CLEANUP => 1) =~ m!^(/.*)\z!;
+$ENV{PATH} = '/usr/bin:/bin';
+delete @ENV{qw(BASH_ENV CDPATH ENV IFS)};
+
+sub root() { return $root }
+sub provider_dir($type = 'bridge-dir') { return "$root/providers/$type" }
+sub scfg(%more) { return { type => 'bridge-dir', path => '/srv/store', %more } }
+
+sub write_file($path, $content) {
+    open(my $fh, '>', $path) or die "open $path - $!\n";
+    print $fh $content;
+    close($fh) or die "close $path - $!\n";
+}
+
+sub slurp($path) {
+    open(my $fh, '<', $path) or return '';
+    local $/ = undef;
+    return <$fh> // '';
+}
+
+sub put_manifest($type = 'bridge-dir', $content = $manifest) {
+    make_path(provider_dir($type));
+    write_file(provider_dir($type) . '/provider.json', $content);
+}
+
+# What hosts that are started from now on do wrong.
+sub behave($what) {
+    write_file(provider_dir() . '/behaviour', $what);
+    write_file(provider_dir() . '/calls', '');
+}
+
+# What has been asked of all hosts since: 'PID METHOD'.
+sub calls() { return split(/\n/, slurp(provider_dir() . '/calls')) }
+
+sub client($storeid = 'store', %more) {
+    return PVE::BackupBridge::Client->new('bridge-dir', $storeid, scfg(%more));
+}
+
+sub error_of($code) {
+    return eval { $code->(); 1 } ? undef : $@;
+}
+
+sub timed($code) {
+    my $start = time();
+    $code->();
+    return time() - $start;
+}
+
+sub eventually($code, $seconds = 10) {
+    for (1 .. $seconds * 50) {
+        return 1 if $code->();
+        sleep(0.02);
+    }
+    return 0;
+}
+
+sub host_pid($client) {
+    my ($pid) = $client->call('process', {})->{pid} =~ m/^(\d+)\z/;
+    return $pid;
+}
+
+sub is_alive($pid) {
+    return slurp("/proc/$pid/stat") =~ m/^\d+ \(.*\) [^ZX] /s ? 1 : 0;
+}
+
+umask(022);
+chmod(0755, $root);
+make_path("$root/var/log/pve-backup-bridge");
+put_manifest();
+$PVE::BackupBridge::Client::NODE = '/usr/bin/perl';
+$PVE::BackupBridge::Client::HOST = "$base/fixtures/hosts/misbehave.pl";
+$PVE::BackupBridge::Client::ROOT = $root;
+$PVE::BackupBridge::Manifest::PROVIDERS = "$root/providers";
+behave('');
+
+1;
