@@ -1,3 +1,4 @@
+import { setMaxListeners } from 'node:events';
 import type { DataExtent, Extent, VolumeSource } from '../sdk/provider.ts';
 import { abortError } from './abort.ts';
 import type { BandwidthLimiter } from './bandwidth.ts';
@@ -57,6 +58,8 @@ export async function copyVolume(
   if (signal.aborted) throw abortError(signal);
   const stats = { size: source.size, dirty: 0, read: 0, zero: 0, written: 0 };
   const stop = new AbortController();
+  // Every request that is under way listens.
+  setMaxListeners(0, stop.signal);
 
   const copyZeroes = async (run: Extent) => {
     for (let at = 0; at < run.length && !stop.signal.aborted; at += blockSize) {

@@ -78,6 +78,7 @@ export class NbdVolume implements VolumeSource {
   readonly #connections: readonly NbdConnection[];
   readonly #signal: AbortSignal;
   readonly #discards: DiscardQueue;
+  readonly #maxRead: number;
   readonly #busy = new Map<NbdConnection, number>();
   readonly #abort = () => void this.close();
   #canTrim: boolean;
@@ -95,6 +96,7 @@ export class NbdVolume implements VolumeSource {
     this.#connections = connections;
     this.#signal = options.signal;
     this.#discards = new DiscardQueue(options.discardAlignment ?? 64 * 1024);
+    this.#maxRead = Math.min(...connections.map(({ info }) => info.blockSize.maximum));
     this.#canTrim = connections.every((connection) => connection.info.canTrim);
     this.#signal.addEventListener('abort', this.#abort, { once: true });
     if (this.#signal.aborted) this.#abort();
@@ -113,18 +115,16 @@ export class NbdVolume implements VolumeSource {
   }
 
   async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
-    const connection = this.#idlest();
-    this.#busy.set(connection, (this.#busy.get(connection) ?? 0) + 1);
-    try {
-      // The client asks for one piece: without DF an I/O error would cost the connection [E5].
-      return await connection.read(offset, length, signal === undefined ? {} : { signal });
-    } catch (error) {
-      if (signal?.aborted) throw abortError(signal);
-      const text = `cannot read ${formatBytes(length)} at ${offset} of ${this.device}`;
-      throw this.#explained(error, text);
-    } finally {
-      this.#busy.set(connection, (this.#busy.get(connection) ?? 1) - 1);
+    const most = this.#maxRead;
+    if (length <= most) return this.#read(offset, length, signal);
+    const block = Buffer.allocUnsafe(length);
+    const parts: Promise<unknown>[] = [];
+    for (let at = 0; at < length; at += most) {
+      const part = this.#read(offset + at, Math.min(most, length - at), signal);
+      parts.push(part.then((data) => data.copy(block, at)));
     }
+    await Promise.all(parts);
+    return block;
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -149,6 +149,21 @@ export class NbdVolume implements VolumeSource {
       this.#connections.map((connection) => connection.close()),
     ).then(() => undefined);
     return this.#closed;
+  }
+
+  async #read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
+    const connection = this.#idlest();
+    this.#busy.set(connection, (this.#busy.get(connection) ?? 0) + 1);
+    try {
+      // The client asks for one piece: without DF an I/O error would cost the connection [E5].
+      return await connection.read(offset, length, signal === undefined ? {} : { signal });
+    } catch (error) {
+      if (signal?.aborted) throw abortError(signal);
+      const text = `cannot read ${formatBytes(length)} at ${offset} of ${this.device}`;
+      throw this.#explained(error, text);
+    } finally {
+      this.#busy.set(connection, (this.#busy.get(connection) ?? 1) - 1);
+    }
   }
 
   async *#allocatedOf(extents: AsyncIterable<DataExtent>): AsyncGenerator<DataExtent> {
