@@ -22,6 +22,8 @@ const record = z.object({
     z.object({ archiveId: z.string().min(1), size: z.int().nonnegative() }),
   ),
 });
+/** More devices than a VM can have; a longer file is not ours. */
+const maxLength = 1024 * 1024;
 type LedgerRecord = z.infer<typeof record>;
 
 /**
@@ -31,7 +33,7 @@ type LedgerRecord = z.infer<typeof record>;
 export async function openLedger(key: LedgerKey): Promise<BitmapLedger> {
   const { storeid, vmid } = key;
   const text = await readFile(pathOf(key), 'utf8').catch(() => '');
-  const found = record.safeParse(parse(text)).data;
+  const found = record.safeParse(text.length > maxLength ? undefined : parse(text)).data;
   const qemu = await runningQemu(key);
   const valid =
     found?.storeid === storeid &&

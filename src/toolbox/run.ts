@@ -6,6 +6,7 @@ import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
 import { abortError } from './abort.ts';
 import { lastLines } from './lines.ts';
+import { missingProgram } from './packages.ts';
 
 export interface ProgramOptions {
   /** Ends the program and all it started. */
@@ -42,23 +43,6 @@ export interface RunningProgram {
 
 const path = ['/usr/sbin', '/usr/bin', '/sbin', '/bin'];
 const killMs = 1000;
-
-/** Which Debian package brings a program; QEMU's own names would remove Proxmox's package. */
-const packages: Readonly<Record<string, string>> = {
-  borg: 'borgbackup',
-  brotli: 'brotli',
-  flock: 'util-linux',
-  nbdfuse: 'libnbd-bin',
-  nsenter: 'util-linux',
-  'qemu-img': 'pve-qemu-kvm',
-  'qemu-nbd': 'pve-qemu-kvm',
-  setpriv: 'util-linux',
-  ssh: 'openssh-client',
-  sync: 'coreutils',
-  tar: 'tar',
-  umount: 'mount',
-  zstd: 'zstd',
-};
 
 /**
  * Starts a program in a session of its own, with pipes on stdin and stdout and next to no environment. It
@@ -176,10 +160,5 @@ async function find(program: string): Promise<string> {
     );
     if (found) return file;
   }
-  const name = packages[program];
-  throw new BackupError(
-    name === undefined
-      ? `the program ${program} is missing`
-      : `the program ${program} is missing; install it with: apt install ${name}`,
-  );
+  throw missingProgram(program);
 }

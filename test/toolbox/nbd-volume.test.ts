@@ -44,7 +44,9 @@ async function serve(size: number, program: string, args: (socket: string) => st
     await server;
     await rm(directory, { recursive: true });
   });
-  await expect.poll(() => stat(socketPath).then((s) => s.isSocket())).toBe(true);
+  await expect
+    .poll(() => stat(socketPath).then((s) => s.isSocket()), { timeout: 10_000 })
+    .toBe(true);
   return { device: 'drive-scsi0', size, socketPath };
 }
 
@@ -258,8 +260,8 @@ describe('NBD volume', () => {
     await volume.close();
   });
 
-  test('the map of 1 TiB is a stream', async () => {
-    const size = 1024 ** 4;
+  test('the map is a stream: nothing is asked for ahead of its reader', async () => {
+    const size = 64 * 1024 ** 3;
     const server = await serve(size, 'nbdkit', (socket) => [
       ...['-f', '-U', socket, 'sparse-random', `size=${size}`, 'percent=10', 'runlength=1048576'],
     ]);
@@ -273,7 +275,7 @@ describe('NBD volume', () => {
       if (++count === 2000) break;
     }
     expect(count).toBe(2000);
-    expect(end).toBeLessThan(size / 10);
+    expect(end).toBeLessThan(size / 2);
     expect(Date.now() - start).toBeLessThan(5000);
   });
 });

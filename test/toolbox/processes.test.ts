@@ -39,8 +39,8 @@ describe('processes', () => {
   });
 
   test('a zombie does not run any more', async () => {
-    // The shell never reaps its child.
-    const shell = spawn('sh', ['-c', 'true & echo $!; exec sleep 60']);
+    // What the shell becomes never reaps the child.
+    const shell = spawn('sh', ['-c', 'sleep 0.3 & echo $!; exec sleep 60']);
     try {
       const [line] = (await once(shell.stdout, 'data')) as [Buffer];
       const pid = Number(line.toString());

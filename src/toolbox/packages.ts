@@ -1,0 +1,25 @@
+import { BackupError } from '../protocol/errors.ts';
+
+/** Which Debian package brings a program; QEMU's own names would remove Proxmox's package. */
+const packages = new Map([
+  ['borg', 'borgbackup'],
+  ['brotli', 'brotli'],
+  ['flock', 'util-linux'],
+  ['nbdfuse', 'libnbd-bin'],
+  ['nsenter', 'util-linux'],
+  ['qemu-img', 'pve-qemu-kvm'],
+  ['qemu-nbd', 'pve-qemu-kvm'],
+  ['setpriv', 'util-linux'],
+  ['ssh', 'openssh-client'],
+  ['sync', 'coreutils'],
+  ['tar', 'tar'],
+  ['umount', 'mount'],
+  ['zstd', 'zstd'],
+]);
+
+/** Says what to install. */
+export function missingProgram(program: string): BackupError {
+  const name = packages.get(program);
+  const advice = name === undefined ? '' : `; install it with: apt install ${name}`;
+  return new BackupError(`the program ${program} is missing${advice}`);
+}
