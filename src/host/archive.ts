@@ -9,6 +9,6 @@ export function archiveOf(provider: Provider, volname: string): Promise<Archive>
 }
 
 /** The volname of an archive. */
-export function volnameOf(name: string): `backup/${string}` {
+export function volnameOf(name: string): string {
   return `${prefix}${archiveName.parse(name)}`;
 }

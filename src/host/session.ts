@@ -12,6 +12,8 @@ import { nodePaths } from './paths.ts';
 import { Restores } from './restore.ts';
 import { storageHandlers } from './storage.ts';
 
+const graceMs = 3_000;
+
 /** What every method works on, once `open` has come. */
 export interface Context {
   readonly root: string;
@@ -36,7 +38,7 @@ interface SessionOptions {
 /** Serves one storage: checks every message once, on its way in and out, and hands it to its method. */
 export class Session {
   readonly #options: SessionOptions;
-  readonly #running = new Set<AbortController>();
+  readonly #running = new Map<AbortController, Promise<unknown>>();
   readonly #stack = new ReleaseStack();
   readonly #own: Pick<Handlers, OwnMethod>;
   #context: Context | undefined;
@@ -65,12 +67,13 @@ export class Session {
     if (!parsed.success)
       throw invalid(`${method}: ${parsed.error.issues.map(issueText).join('; ')}`);
     const controller = new AbortController();
-    if (!(method in this.#own)) this.#running.add(controller);
+    const { signal } = controller;
     try {
-      const result = await this.#handler(method)(parsed.data, controller.signal);
-      return schemas.result.parse(result);
+      const work = unlessAborted(this.#handler(method)(parsed.data, signal), signal);
+      if (!(method in this.#own)) this.#running.set(controller, work);
+      return schemas.result.parse(await work);
     } catch (error) {
-      throw this.#explain(method, error, controller.signal);
+      throw this.#explain(method, error, signal);
     } finally {
       this.#running.delete(controller);
     }
@@ -79,6 +82,7 @@ export class Session {
   /** Aborts what runs and releases what is held, in reverse order; bounded by the lifecycle. */
   async close(reason: string): Promise<void> {
     this.#abortAll(reason);
+    await Promise.allSettled(this.#running.values());
     await this.#stack.release();
   }
 
@@ -127,7 +131,7 @@ export class Session {
   }
 
   #abortAll(reason: string): void {
-    for (const controller of this.#running) controller.abort(cancelled(reason));
+    for (const controller of this.#running.keys()) controller.abort(cancelled(reason));
   }
 
   #explain(method: Method, error: unknown, signal: AbortSignal): BackupError {
@@ -142,6 +146,14 @@ export class Session {
       code: errorCode.provider,
     });
   }
+}
+
+/** Gives aborted work some time to end in order, then leaves it: the shim waits 4 s [A3]. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal): Promise<T> {
+  return new Promise((resolve, reject) => {
+    work.then(resolve, reject);
+    signal.addEventListener('abort', () => setTimeout(reject, graceMs, signal.reason).unref());
+  });
 }
 
 const invalid = (message: string) => new BackupError(message, { code: errorCode.invalid });

@@ -16,13 +16,15 @@ export const unixTime = z.int().nonnegative();
 /** Bytes that need not be UTF-8: guest and firewall configs [B16]. */
 export const base64 = z.base64();
 
-/** Relative, slash-separated, of PVE's safe characters [B3]; no component is empty, `.` or `..`. */
-export const archiveName = z
-  .string()
-  .max(512)
-  .regex(/^[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*(?:\/[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*)*$/);
-/** The part of a volid behind the storage id. */
-export const volname = z.templateLiteral(['backup/', archiveName]);
+const component = '[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*';
+const path = `${component}(?:/${component})*`;
+/** The length comes first: a pattern must not be tried on megabytes. */
+const short = z.string().max(512, { abort: true });
+
+/** Relative, slash-separated, of PVE's safe characters [B3]; no component begins with a dot. */
+export const archiveName = short.regex(new RegExp(`^${path}$`));
+/** The part of a volid behind the storage id: `backup/` and the archive name. */
+export const volname = short.regex(new RegExp(`^backup/${path}$`));
 
 export const bitmapRequest = z.enum(['new', 'use']);
 export const bitmapResult = z.enum(['none', 'new', 'reuse']);
