@@ -69,7 +69,7 @@ export class DirectoryProvider implements Provider {
   }
 
   async endJob(): Promise<void> {
-    await sweepIfWanted(this.#store);
+    if (await this.#store.check()) await sweepIfWanted(this.#store);
   }
 
   async backupVm(guest: Guest): Promise<VmBackup> {
