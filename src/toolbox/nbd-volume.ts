@@ -1,11 +1,12 @@
 import { connectNbd, type NbdConnection } from '../nbd/client.ts';
-import { NbdError } from '../nbd/errors.ts';
-import { BackupError } from '../protocol/errors.ts';
+import { BackupError, isBackupError } from '../protocol/errors.ts';
 import type { DataExtent, DeviceName, Extent, VolumeSource } from '../sdk/provider.ts';
 import { abortError } from './abort.ts';
+import { allocatedExtents, allocation, dirtyExtents } from './block-status.ts';
 import { formatBytes } from './bytes.ts';
 import { DiscardQueue } from './discards.ts';
-import { intersect, mergeExtents } from './extents.ts';
+import { mergeExtents } from './extents.ts';
+import { explained, isAnswer } from './nbd-errors.ts';
 
 export interface NbdVolumeOptions {
   readonly device: DeviceName;
@@ -22,11 +23,6 @@ export interface NbdVolumeOptions {
   readonly discardAlignment?: number;
 }
 
-const allocation = 'base:allocation';
-const answers = new Set(['EPERM', 'EIO', 'ENOMEM', 'EINVAL', 'ENOSPC', 'EOVERFLOW', 'ENOTSUP']);
-const flag = { dirty: 1, zero: 2 } as const;
-/** Bounds the answer: QEMU reports at least 64 KiB per extent, mostly far more. */
-const statusBytes = 1024 * 1024 * 1024;
 const trimBytes = 1024 * 1024 * 1024;
 
 /** Opens a volume of QEMU's snapshot access [E1]. `close` before `backup_vm` returns [E10]. */
@@ -104,13 +100,12 @@ export class NbdVolume implements VolumeSource {
 
   /** By the map alone: a failed first backup comes back as `reuse` with everything dirty [E8]. */
   async *extents(): AsyncGenerator<DataExtent> {
-    const whole = { offset: 0, length: this.size };
-    if (this.#bitmap === undefined) {
-      yield* mergeExtents(this.#allocated(whole));
+    const [first] = this.#connections;
+    if (this.#bitmap === undefined || first === undefined) {
+      yield* mergeExtents(this.#allocated({ offset: 0, length: this.size }));
       return;
     }
-    const byMap = this.#status(this.#bitmap, whole);
-    const dirty = mergeExtents(keepDirty(byMap));
+    const dirty = mergeExtents(this.#dirty(first, this.#bitmap));
     yield* this.bitmapMode === 'reuse' ? dirty : mergeExtents(this.#allocatedOf(dirty));
   }
 
@@ -166,46 +161,33 @@ export class NbdVolume implements VolumeSource {
     }
   }
 
-  async *#allocatedOf(extents: AsyncIterable<DataExtent>): AsyncGenerator<DataExtent> {
+  async *#allocatedOf(extents: AsyncIterable<Extent>): AsyncGenerator<DataExtent> {
     for await (const extent of extents) yield* this.#allocated(extent);
   }
 
-  /** Which parts of a readable extent are zero, as far as the server knows. */
   async *#allocated(extent: Extent): AsyncGenerator<DataExtent> {
-    let done = extent.offset;
+    const connection = this.#connections.find(({ contexts }) => contexts.has(allocation));
     const end = extent.offset + extent.length;
-    if (this.#connections.some((connection) => connection.contexts.has(allocation))) {
-      try {
-        for await (const { flags, ...part } of this.#status(allocation, extent)) {
-          yield { ...part, zero: (flags & flag.zero) !== 0 };
+    let done = extent.offset;
+    try {
+      if (connection !== undefined) {
+        for await (const part of allocatedExtents(connection, extent)) {
+          yield part;
           done = part.offset + part.length;
         }
-      } catch (error) {
-        // Knowing less only costs time; if it cannot be read either, then that says why.
-        if (!(error instanceof BackupError && isAnswer(error.cause))) throw error;
       }
+    } catch (error) {
+      // Knowing less only costs time; if it cannot be read either, then that says why.
+      if (!(isBackupError(error) && isAnswer(error.cause))) throw this.#explained(error);
     }
     if (done < end) yield { offset: done, length: end - done, zero: false };
   }
 
-  /** The block status of a range, one bounded answer after the other. */
-  async *#status(context: string, range: Extent): AsyncGenerator<Extent & { flags: number }> {
-    const connection = this.#connections.find((each) => each.contexts.has(context));
-    const end = range.offset + range.length;
-    for (let offset = range.offset; connection !== undefined && offset < end; ) {
-      const asked = { offset, length: Math.min(statusBytes, end - offset) };
-      const text = `cannot ask for the ${context} map of ${this.device}`;
-      const answer = await connection
-        .blockStatus(context, asked.offset, asked.length)
-        .catch((error: unknown) => Promise.reject(this.#explained(error, text)));
-      const before = offset;
-      for (const { length, flags } of answer) {
-        const part = intersect({ offset, length }, asked);
-        if (part === undefined) break;
-        yield { ...part, flags };
-        offset = part.offset + part.length;
-      }
-      if (offset === before) throw new BackupError(`${text}: QEMU's answer is empty`);
+  async *#dirty(connection: NbdConnection, context: string): AsyncGenerator<DataExtent> {
+    try {
+      yield* dirtyExtents(connection, context, { offset: 0, length: this.size });
+    } catch (error) {
+      throw this.#explained(error);
     }
   }
 
@@ -216,33 +198,7 @@ export class NbdVolume implements VolumeSource {
     return others.reduce((best, each) => (busy(each) < busy(best) ? each : best), first);
   }
 
-  #explained(error: unknown, text: string): BackupError {
+  #explained(error: unknown, text = `lost the map of ${this.device}`): BackupError {
     return this.#signal.aborted ? abortError(this.#signal) : explained(error, text);
   }
-}
-
-async function* keepDirty(
-  status: AsyncIterable<Extent & { flags: number }>,
-): AsyncGenerator<DataExtent> {
-  for await (const { offset, length, flags } of status) {
-    if ((flags & flag.dirty) !== 0) yield { offset, length, zero: false };
-  }
-}
-
-/** The server said no, and the connection goes on. */
-function isAnswer(error: unknown): error is NbdError {
-  return error instanceof NbdError && answers.has(error.code);
-}
-
-function explained(error: unknown, text: string): BackupError {
-  if (error instanceof BackupError) return error;
-  const reason = error instanceof Error ? error.message : String(error);
-  if (error instanceof NbdError && error.code === 'EINVAL') {
-    return new BackupError(
-      `${text}: QEMU's snapshot is broken, most likely because the fleecing image is full;` +
-        ' free space on the fleecing storage or choose a larger one, then run the backup again',
-      { cause: error },
-    );
-  }
-  return new BackupError(`${text}: ${reason}`, { cause: error });
 }
