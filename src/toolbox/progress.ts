@@ -48,9 +48,10 @@ export class Progress {
   finish(totals: { size?: number; written?: number } = {}): void {
     const now = this.#now();
     if (this.#percent() !== this.#last.percent) this.#line(now);
-    const { done, zero } = this.#sum;
+    const { done, read, zero } = this.#sum;
     const written = totals.written ?? this.#sum.written;
     const size = totals.size ?? done;
+    this.#log.debug('copied', { size, dirty: done, read, zero, written });
     if (zero > 0) this.#log.info(`backup is sparse: ${share(zero, done)} total zero data`);
     if (size > done) {
       this.#log.info(`backup was done incrementally, reused ${share(size - done, size)}`);
