@@ -88,26 +88,30 @@ describe('a session of nbdkit, cut at every byte of its handshake and every head
   test.each([
     ['structured', [], ['base:allocation']],
     ['simple', ['--no-sr'], []],
-  ])('%s replies', async (_name, args, contexts) => {
-    const room = await scratch();
-    const server = await startNbdkit(room, ...args, 'pattern', '1M');
-    const whole = await record(room, server.socketPath, contexts);
-    const start = firstReply(whole);
-    const parrot = await startParrot(room);
-    parrot.handshake = whole.subarray(0, start);
-    parrot.replies = whole.subarray(start);
-    expect(await outcome(parrot.socketPath, contexts)).toEqual(['ok', 'ok', 'ok']);
-    const cuts = Array.from({ length: whole.length }, (_, i) => i).filter(
-      (cut) => cut < start + 100 || (cut > 2000 && cut < 2500) || cut % 4999 === 0,
-    );
-    for (const cut of [...cuts, whole.length - 1]) {
-      parrot.handshake = whole.subarray(0, Math.min(cut, start));
-      parrot.replies = cut < start ? undefined : whole.subarray(start, cut);
-      const failed = (await outcome(parrot.socketPath, contexts)).filter((one) => one !== 'ok');
-      expect(failed.length, `cut at ${cut}`).toBeGreaterThan(0);
-      for (const error of failed) expect(error).toMatchObject({ code: 'ECONNRESET' });
-    }
-  });
+  ])(
+    '%s replies',
+    async (_name, args, contexts) => {
+      const room = await scratch();
+      const server = await startNbdkit(room, ...args, 'pattern', '1M');
+      const whole = await record(room, server.socketPath, contexts);
+      const start = firstReply(whole);
+      const parrot = await startParrot(room);
+      parrot.handshake = whole.subarray(0, start);
+      parrot.replies = whole.subarray(start);
+      expect(await outcome(parrot.socketPath, contexts)).toEqual(['ok', 'ok', 'ok']);
+      const cuts = Array.from({ length: whole.length }, (_, i) => i).filter(
+        (cut) => cut < start + 100 || (cut > 2000 && cut < 2500) || cut % 4999 === 0,
+      );
+      for (const cut of [...cuts, whole.length - 1]) {
+        parrot.handshake = whole.subarray(0, Math.min(cut, start));
+        parrot.replies = cut < start ? undefined : whole.subarray(start, cut);
+        const failed = (await outcome(parrot.socketPath, contexts)).filter((one) => one !== 'ok');
+        expect(failed.length, `cut at ${cut}`).toBeGreaterThan(0);
+        for (const error of failed) expect(error).toMatchObject({ code: 'ECONNRESET' });
+      }
+    },
+    60_000,
+  );
 });
 
 describe('random bytes end in a clear error', () => {
@@ -167,5 +171,5 @@ describe('random bytes end in a clear error', () => {
       ),
       { numRuns: 150 },
     );
-  });
+  }, 60_000);
 });

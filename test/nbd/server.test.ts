@@ -13,14 +13,12 @@ content.set(pattern(1000, 2), 8 * MiB);
 content.set(pattern(1536, 3), size - 1536);
 
 /** Extents of 64 KiB, as the content has them. */
-async function extents(offset: number, length: number) {
-  const found: { offset: number; length: number; zero: boolean }[] = [];
-  for (let at = offset - (offset % 65536); at < offset + length; at += 65536) {
-    const piece = content.subarray(at, at + 65536);
-    found.push({ offset: at, length: piece.length, zero: piece.every((byte) => byte === 0) });
-  }
-  return found;
-}
+const pieces = Array.from({ length: Math.ceil(size / 65536) }, (_, i) => {
+  const piece = content.subarray(i * 65536, (i + 1) * 65536);
+  return { offset: i * 65536, length: piece.length, zero: piece.every((byte) => byte === 0) };
+});
+const extents = async (offset: number, length: number) =>
+  pieces.slice(Math.floor(offset / 65536), Math.ceil((offset + length) / 65536));
 const image: NbdImage = {
   size,
   read: async (offset, length) => content.subarray(offset, offset + length),
