@@ -105,8 +105,9 @@ export class NbdVolume implements VolumeSource {
       yield* mergeExtents(this.#allocated({ offset: 0, length: this.size }));
       return;
     }
+    // With `reuse` no connection knows of zeroes: what is dirty is data.
     const dirty = mergeExtents(this.#dirty(first, this.#bitmap));
-    yield* this.bitmapMode === 'reuse' ? dirty : mergeExtents(this.#allocatedOf(dirty));
+    yield* mergeExtents(this.#allocatedOf(dirty));
   }
 
   async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {

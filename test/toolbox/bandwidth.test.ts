@@ -43,6 +43,21 @@ describe('bandwidth limit', () => {
     expect(bytes / (rate * 10)).toBeLessThan(1.05);
   });
 
+  test('B7: a reader that stalls now and then still gets what the limit allows', async () => {
+    const clock = new SlowClock(1);
+    const limiter = new BandwidthLimiter(50 * mib, clock);
+    const start = clock.now();
+    let bytes = 0;
+    for (let i = 1; clock.now() - start < 10_000; i++) {
+      await limiter.take(4 * mib);
+      bytes += 4 * mib;
+      // Longer than the 80 ms that the block lasts.
+      if (i % 5 === 0) await clock.sleep(200);
+    }
+    expect(bytes / (500 * mib)).toBeGreaterThan(0.95);
+    expect(bytes / (500 * mib)).toBeLessThan(1.05);
+  });
+
   test('idle time is no credit beyond a moment', async () => {
     const clock = new SlowClock(0);
     const limiter = new BandwidthLimiter(mib, clock);

@@ -174,7 +174,23 @@ describe('copy', () => {
           signal.addEventListener('abort', () => reject(new Error('because of the first')));
         });
       });
-      await expect(copyVolume(from, sink, options())).rejects.toThrow('first');
+      await expect(copyVolume(from, sink, options())).rejects.toThrow(/^first$/);
+    });
+
+    test('an error in the middle of a run of zeroes: what was not accepted is kept', async () => {
+      const extents = [
+        { offset: 0, length: 500, zero: true },
+        { offset: 500, length: 10, zero: false },
+      ];
+      const from = new MemorySource(Buffer.alloc(510).fill(1, 500), extents);
+      const sink = new MemorySink(510, async (offset) => {
+        if (offset === 500) throw new Error('the store is full');
+        await new Promise((resolve) => setTimeout(resolve, 5));
+      });
+      await expect(copyVolume(from, sink, options())).rejects.toThrow('the store is full');
+      await new Promise((resolve) => setTimeout(resolve, 50));
+      expect(sink.bytes).toContain(undefined);
+      expect(from.discarded).not.toContain(true);
     });
 
     test('a read that fails', async () => {

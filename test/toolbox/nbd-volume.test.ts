@@ -217,6 +217,17 @@ describe('NBD volume', () => {
     }
   });
 
+  test('a server that fails to trim costs only fleecing space', async () => {
+    const server = await serve(8 * mib, 'nbdkit', (socket) => [
+      ...['-f', '-U', socket, '--filter=error', 'memory', `size=${8 * mib}`],
+      'error-trim-rate=100%',
+    ]);
+    const volume = await openVolume(server, { bitmapMode: 'none' });
+    await volume.discard(0, mib);
+    await volume.discard(mib, mib);
+    expect((await volume.read(0, 4096)).length).toBe(4096);
+  });
+
   test('a server that takes one connection is used with one', async () => {
     const directory = await mkdtemp(join(tmpdir(), 'one-'));
     closers.push(() => rm(directory, { recursive: true }));
@@ -228,7 +239,7 @@ describe('NBD volume', () => {
     const volume = await openVolume(server, { bitmapMode: 'none' });
     expect((await collect(volume.extents())).at(-1)?.zero).toBe(true);
     expect((await volume.read(0, 4096)).equals(Buffer.alloc(4096))).toBe(true);
-    // It does not trim either: that costs only fleecing space.
+    // It does not trim either.
     await volume.discard(0, mib);
   });
 
