@@ -98,6 +98,27 @@ test('a goodbye waits for the replies under way', async () => {
   expect(answer.subarray(-20).toString('hex')).toBe(`${failure(0)}07070707`);
 });
 
+test('16 requests of a client are under way at a time, of two clients 32', async () => {
+  let running = 0;
+  let most = 0;
+  const own = await served(async (_offset, length) => {
+    running += 1;
+    most = Math.max(most, running);
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    running -= 1;
+    return Buffer.alloc(length);
+  });
+  const requests = Array.from({ length: 60 }, () => request(command.read, 0, 512));
+  const bytes = Buffer.concat([flags, go, ...requests, goodbye]);
+  await converse(own.socketPath, bytes);
+  expect(most).toBe(16);
+  const both = [converse(own.socketPath, bytes), converse(own.socketPath, bytes)];
+  for (const { answer } of await Promise.all(both)) {
+    expect(answer.toString('hex').split(failure(0))).toHaveLength(61);
+  }
+  expect(most).toBe(32);
+});
+
 test('a client that asks and never reads: 64 MiB are under way, no more', async () => {
   let asked = 0;
   const own = await served(async (_offset, length) => {
