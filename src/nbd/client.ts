@@ -9,7 +9,6 @@ import { encodeRequest } from './request-message.ts';
 import { Transmission } from './transmission.ts';
 
 export { NbdError } from './errors.ts';
-export type { StatusExtent } from './reply-message.ts';
 
 export interface NbdConnectOptions {
   readonly socketPath: string;

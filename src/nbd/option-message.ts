@@ -13,7 +13,7 @@ export interface OptionReply extends OptionMessage {
 
 const noData = Buffer.alloc(0);
 /** Names, contexts and texts are 4096 bytes at most; nothing of use is longer than this. */
-export const maxOptionData = 64 * 1024;
+const maxOptionData = 64 * 1024;
 
 /** What a client asks for. */
 export function encodeOption(option: number, data: Uint8Array = noData): Buffer {
