@@ -16,11 +16,16 @@ my sub fresh($behaviour) {
     return client('case' . ++$serial);
 }
 
-my sub started() { return scalar(grep { m/ start$/ } calls()) }
-my sub pids() { return map { m/^(\d+) start$/ } calls() }
+my sub started() {
+    return scalar(grep { m/ start$/ } calls());
+}
+
+sub all_gone() {
+    return !grep { is_alive($_) } map { m/^(\d+) start$/ } calls();
+}
 
 # Hosts that are no good from the start: one clear error, the host is gone, the next call starts another.
-for my $case (
+my @cases = (
     ['exit', 'has ended unexpectedly'],
     ['silent', 'has sent no hello line'],
     ['junk', "sent something else than JSON-RPC ('Segmentation  [31mfault')"],
@@ -28,17 +33,17 @@ for my $case (
     ['no-hello', 'did not begin with a hello line'],
     ['endless', 'sent an endless line'],
     ['protocol', "speaks protocol '2' instead of 1: reinstall pve-backup-bridge"],
-    )
-{
+);
+for my $case (@cases) {
     my ($behaviour, $what) = @$case;
     local $PVE::BackupBridge::Client::HELLO_TIMEOUT = $behaviour eq 'silent' ? 1 : 10;
     my $client = fresh($behaviour);
-    my $err;
-    my $seconds = timed(sub { $err = error_of(sub { $client->call('echo', {}) }) });
-    my $expected = "the backup host of storage 'case$serial' $what, see $log_file/case$serial.log\n";
+    my ($seconds, $err) = timed(sub { $client->call('echo', {}) });
+    my $expected =
+        "the backup host of storage 'case$serial' $what, see $log_file/case$serial.log\n";
     is($err, $expected, "$behaviour: one clear error");
     cmp_ok($seconds, '<', 9, "$behaviour: at once");
-    ok(eventually(sub { !grep { is_alive($_) } pids() }), "$behaviour: the host is gone");
+    ok(eventually(\&all_gone), "$behaviour: the host is gone");
     behave('');
     is($client->call('echo', { a => 1 })->{a}, 1, "$behaviour: the next call starts another");
 }
@@ -46,7 +51,10 @@ for my $case (
 # A host whose provider refuses the options.
 {
     my $client = fresh('refuse-open');
-    is(error_of(sub { $client->call('echo', {}) }), "storage.cfg lacks 'path'\n", 'refused options');
+    is(
+        error_of(sub { $client->call('echo', {}) }), "storage.cfg lacks 'path'\n",
+        'refused options'
+    );
     behave('');
     is($client->call('echo', { a => 1 })->{a}, 1, 'and later not');
 }
@@ -63,7 +71,10 @@ for my $case (
 
     $client = fresh('die');
     my $err = error_of(sub { $client->call('echo', { long => 'x' x 1_000_000 }) });
-    like($err, qr/^the backup host of storage '\S+' has ended unexpectedly, see /, 'dies in mid-call');
+    like(
+        $err, qr/^the backup host of storage '\S+' has ended unexpectedly, see /,
+        'dies in mid-call'
+    );
     is(started(), 1, 'a call that it has read is not repeated');
     behave('');
     is($client->call('echo', { a => 1 })->{a}, 1, 'A3: an error of one call only');
@@ -140,7 +151,10 @@ for my $case (
     my $client = fresh('error-junk');
     is(error_of(sub { $client->call('echo', {}) }), "one two  three\n", 'an error is one line');
     $client = fresh('');
-    is(error_of(sub { $client->call('nonsense', {}) }), "unknown method 'nonsense'\n", 'the host\'s');
+    is(
+        error_of(sub { $client->call('nonsense', {}) }), "unknown method 'nonsense'\n",
+        'the host\'s'
+    );
 }
 
 # A hang is seen by its pings.
@@ -150,8 +164,7 @@ for my $case (
     my $client = fresh('');
     my $pid = host_pid($client);
     kill('STOP', $pid);
-    my $err;
-    my $seconds = timed(sub { $err = error_of(sub { $client->call('echo', {}) }) });
+    my ($seconds, $err) = timed(sub { $client->call('echo', {}) });
     like($err, qr/^the backup host of storage '\S+' does not answer, see /, 'a host that hangs');
     cmp_ok($seconds, '<', 4, 'is noticed');
     ok(eventually(sub { !is_alive($pid) }), 'and killed');

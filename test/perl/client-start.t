@@ -39,7 +39,10 @@ is_deeply([calls()], [], 'A4: new starts no host');
     isnt($process->{session}, $own_session, 'A5: the host is in a session of its own');
     is($process->{arguments}->[0], '--root', 'the root is handed on');
     is(-s root() . '/var/log/pve-backup-bridge/store.log', 0, 'the log file exists');
-    is((stat(root() . '/var/log/pve-backup-bridge/store.log'))[2] & 0777, 0600, 'only root reads it');
+    is(
+        (stat(root() . '/var/log/pve-backup-bridge/store.log'))[2] & 0777, 0600,
+        'only root reads it'
+    );
 }
 
 is(waitpid(-1, POSIX::WNOHANG()), -1, 'A12: no child is left to reap');
@@ -47,15 +50,17 @@ is(host_pid($client), host_pid(client()), 'one host per process and storage');
 isnt(host_pid(client('other')), host_pid($client), 'another storage has another host');
 
 # PVE's handlers of SIGCHLD.
-for my $handler (
-    [CODE => sub { while (waitpid(-1, POSIX::WNOHANG()) > 0) { } }],
-    [waits => sub { wait() }],
-    [IGNORE => 'IGNORE'],
-    )
-{
-    my ($name, $code) = @$handler;
-    local $SIG{CHLD} = $code;
-    is_deeply(client("chld-$name")->call('echo', { a => 1 }), { a => 1 }, "CHLD $name does no harm");
+my $handlers = {
+    loops => sub { 1 while waitpid(-1, POSIX::WNOHANG()) > 0 },
+    waits => sub { wait() },
+    ignores => 'IGNORE',
+};
+for my $name (sort keys %$handlers) {
+    local $SIG{CHLD} = $handlers->{$name};
+    is_deeply(
+        client("chld-$name")->call('echo', { a => 1 }), { a => 1 },
+        "CHLD $name does no harm"
+    );
 }
 
 # Standard descriptors that are closed.
@@ -108,16 +113,26 @@ for my $handler (
 # Text.
 {
     my $wide = client('wide', path => "/srv/sn\xc3\xb6w");
-    is($wide->call('scfg', {})->{path}, "/srv/sn\x{f6}w", 'B18: bytes of storage.cfg arrive as text');
+    is(
+        $wide->call('scfg', {})->{path}, "/srv/sn\x{f6}w",
+        'B18: bytes of storage.cfg arrive as text'
+    );
     my $text = "caf\x{e9} \x{2603}";
     is($wide->call('echo', { text => $text })->{text}, $text, 'B18: text survives');
     my $long = 'z' x 10_000_000;
     ok($wide->call('echo', { text => $long })->{text} eq $long, '10 MB cross in both directions');
     my $err = error_of(sub { $wide->call('echo', { text => 'z' x 68_000_000 }) });
-    is($err, "a message to the backup host would be longer than 64 MiB\n", 'more than 64 MiB do not');
+    is(
+        $err, "a message to the backup host would be longer than 64 MiB\n",
+        'more than 64 MiB do not'
+    );
     is($wide->call('echo', { a => 2 })->{a}, 2, 'and the host is of use still');
+
     for my $storeid ("a\n", '../x', 'a', '-a', "\x{2603}bc", "a\0b", 'a' x 101) {
-        like(error_of(sub { client($storeid) }), qr/^unable to parse storage ID\n\z/, 'bad storeid');
+        like(
+            error_of(sub { client($storeid) }), qr/^unable to parse storage ID\n\z/,
+            'bad storeid'
+        );
     }
 }
 
@@ -130,7 +145,10 @@ for my $handler (
 {
     local $PVE::BackupBridge::Client::NODE = '/etc/passwd';
     my $err = error_of(sub { client('no-exec')->call('echo', {}) });
-    like($err, qr/^the backup host of storage 'no-exec' has ended unexpectedly, see \S+\n\z/, 'no exec');
+    like(
+        $err, qr/^the backup host of storage 'no-exec' has ended unexpectedly, see \S+\n\z/,
+        'no exec'
+    );
     my $log = slurp(root() . '/var/log/pve-backup-bridge/no-exec.log');
     like($log, qr!^exec /etc/passwd - !, 'the log file says why');
 }

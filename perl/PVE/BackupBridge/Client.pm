@@ -359,7 +359,8 @@ my sub find_host($storeid, $scfg) {
 my sub cancel($host, $id) {
     local @SIG{qw(HUP INT PIPE QUIT TERM)} = ('IGNORE') x 5;
     request($host, 'cancel', {});
-    eval { wait_for($host, now() + $CANCEL_TIMEOUT, sub { $host->{calls}->{$id} }) };
+    my $is_done = sub { $host->{calls}->{$id} };
+    eval { wait_for($host, now() + $CANCEL_TIMEOUT, $is_done) };
     delete $host->{calls}->{$id};
 }
 
@@ -404,7 +405,7 @@ sub call($self, $method, $params, %opts) {
         $id = call_host($host, $method, $params, %opts);
     }
     $host->{held} = $opts{hold} if defined($opts{hold});
-    my $answer = $id ? delete $host->{calls}->{$id} : undef;
+    my $answer = $id ? $host->{calls}->{$id} : undef;
     if (!$answer) {
         die $host->{lost} if $host->{lost};
         $host->{late}->{$method} = $id if $id;
@@ -412,6 +413,7 @@ sub call($self, $method, $params, %opts) {
         move($host, 0);
         return undef;
     }
+    delete $host->{calls}->{$id};
     die error_text($answer->{error}) if $answer->{error};
     return $answer->{result} // {};
 }

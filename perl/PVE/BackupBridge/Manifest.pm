@@ -120,7 +120,8 @@ my sub parse($type, $raw) {
         properties => $properties,
         options => $options,
         sensitive => { map { $_ => 1 } @$sensitive },
-        archive_name => about('archive-name', sub { compile_template($json->{'archive-name'}) }),
+        archive_name =>
+            about('archive-name', sub { compile_template($json->{'archive-name'}) }),
     };
 }
 

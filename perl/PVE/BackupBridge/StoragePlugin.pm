@@ -49,7 +49,8 @@ sub plugindata($class) {
     return {
         content => [{ backup => 1, none => 1 }, { backup => 1 }],
         features => { 'backup-provider' => 1 },
-        'sensitive-properties' => PVE::BackupBridge::Manifest::load($class->type())->{sensitive},
+        'sensitive-properties' =>
+            PVE::BackupBridge::Manifest::load($class->type())->{sensitive},
     };
 }
 

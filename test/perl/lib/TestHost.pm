@@ -73,10 +73,11 @@ sub error_of($code) {
     return eval { $code->(); 1 } ? undef : $@;
 }
 
+# How long it took, and what it died of.
 sub timed($code) {
     my $start = time();
-    $code->();
-    return time() - $start;
+    my $err = error_of($code);
+    return (time() - $start, $err);
 }
 
 sub eventually($code, $seconds = 10) {
@@ -100,6 +101,7 @@ umask(022);
 chmod(0755, $root);
 make_path("$root/var/log/pve-backup-bridge");
 put_manifest();
+no warnings 'once';
 $PVE::BackupBridge::Client::NODE = '/usr/bin/perl';
 $PVE::BackupBridge::Client::HOST = "$base/fixtures/hosts/misbehave.pl";
 $PVE::BackupBridge::Client::ROOT = $root;
