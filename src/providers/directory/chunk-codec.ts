@@ -1,6 +1,7 @@
 import { webcrypto } from 'node:crypto';
-import { promisify } from 'node:util';
-import { brotliCompress, brotliDecompress, constants } from 'node:zlib';
+import { constants, createBrotliCompress, createBrotliDecompress } from 'node:zlib';
+import { freeMemory } from './free-memory.ts';
+import { oneShot, slack } from './one-shot.ts';
 
 export const digestLength = 32;
 
@@ -9,9 +10,6 @@ export const zeroDigest = Buffer.alloc(digestLength);
 
 export type Compression = 'brotli' | 'none';
 
-const compressBrotli = promisify(brotliCompress);
-const decompressBrotli = promisify(brotliDecompress);
-
 /** SHA-256, in the thread pool: 4 MiB take 3 ms, too long for the thread that also talks NBD. */
 export async function digestOf(content: Uint8Array): Promise<Buffer> {
   return Buffer.from(await webcrypto.subtle.digest('SHA-256', content));
@@ -19,25 +17,27 @@ export async function digestOf(content: Uint8Array): Promise<Buffer> {
 
 /**
  * Undefined if it would not become smaller. A window of 256 KiB costs a third less time than the largest and
- * hardly any space; output in steps of 1 MiB saves most of the trips between the threads.
+ * hardly any space. The room is taken from the system page by page as it is filled. The memory behind the
+ * result belongs to the caller.
  */
 export async function compress(content: Uint8Array): Promise<Buffer | undefined> {
-  const compressed = await compressBrotli(content, {
-    chunkSize: 1024 * 1024,
+  const room = content.length + slack;
+  const stream = createBrotliCompress({
+    chunkSize: room,
     params: {
       [constants.BROTLI_PARAM_QUALITY]: 1,
       [constants.BROTLI_PARAM_LGWIN]: 18,
       [constants.BROTLI_PARAM_SIZE_HINT]: content.length,
     },
   });
-  return compressed.length < content.length ? compressed : undefined;
+  const compressed = await oneShot(stream, content, room);
+  if (compressed.length < content.length) return compressed;
+  freeMemory(new Uint8Array(compressed.buffer));
+  return undefined;
 }
 
-/** Rejects when the content is longer than `length`, before it takes more memory than that. */
+/** Rejects when the content is much longer than `length`, before it takes more memory than that. */
 export async function decompress(compressed: Uint8Array, length: number): Promise<Buffer> {
-  return decompressBrotli(compressed, {
-    // A little more than fits, so that one step suffices.
-    chunkSize: length + 64,
-    maxOutputLength: length,
-  });
+  const room = length + slack;
+  return oneShot(createBrotliDecompress({ chunkSize: room }), compressed, room);
 }

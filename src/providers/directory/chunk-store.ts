@@ -3,6 +3,7 @@ import { type FileHandle, lstat, open, rename, unlink } from 'node:fs/promises';
 import { BackupError } from '../../protocol/errors.ts';
 import { type Compression, compress, decompress, digestOf } from './chunk-codec.ts';
 import { codeOf, ifMissing, makeDirectory, withFile } from './files.ts';
+import { freeMemory } from './free-memory.ts';
 import type { Layout } from './layout.ts';
 
 /** A chunk's file as it lies in the store. */
@@ -90,6 +91,7 @@ export class ChunkStore {
     if ((await this.find(hex, content.length)) !== undefined) return 0;
     const compressed = this.#compression === 'brotli' ? await compress(content) : undefined;
     const bytes = compressed ?? content;
+    const { length } = bytes;
     const path =
       compressed === undefined ? this.#layout.chunk(hex) : `${this.#layout.chunk(hex)}.br`;
     const temporary = `${this.#layout.chunk(hex)}.${randomUUID()}.tmp`;
@@ -101,11 +103,12 @@ export class ChunkStore {
         await file.close();
       }
       await rename(temporary, path);
+      if (compressed !== undefined) freeMemory(new Uint8Array(compressed.buffer));
     } catch (error) {
       await unlink(temporary).catch(() => {});
       throw error;
     }
-    return bytes.length;
+    return length;
   }
 
   async #create(path: string, hex: string): Promise<FileHandle> {
@@ -136,5 +139,8 @@ export async function readChunk(chunk: StoredChunk, length: number): Promise<Buf
       done += bytesRead;
     }
   });
-  return chunk.compressed ? await decompress(bytes, length) : bytes;
+  if (!chunk.compressed) return bytes;
+  const content = await decompress(bytes, length);
+  freeMemory(bytes);
+  return content;
 }
