@@ -2,6 +2,7 @@ import { BackupError, messageOf } from '../protocol/errors.ts';
 import type { Handlers, Params } from '../protocol/methods.ts';
 import { archiveName } from '../protocol/model.ts';
 import type { DeviceName, VmBackup, VolumeSource } from '../sdk/provider.ts';
+import { collectStaleExports } from '../toolbox/image-export.ts';
 import { openLedger, recordBitmaps } from '../toolbox/ledger.ts';
 import { openNbdVolume } from '../toolbox/nbd-volume.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
@@ -71,6 +72,7 @@ export class BackupJob {
   /** Also begun by `backup_init`: a host that replaces a dead one in mid-job gets no job_init. */
   async #start(startTime: Date): Promise<void> {
     if (this.#open) return;
+    await collectStaleExports(this.#context.mounts);
     await this.#context.provider.startJob?.({ startTime });
     this.#open = true;
     this.#context.lifecycle.hold();

@@ -4,7 +4,8 @@ import { join } from 'node:path';
 export function nodePaths(root: string, storeid: string) {
   return {
     logFile: join(root, '/var/log/pve-backup-bridge', `${storeid}.log`),
-    runDir: join(root, '/run/pve-backup-bridge', storeid),
+    runDir: join(root, '/run/pve-backup-bridge/storages', storeid),
+    mounts: join(root, '/run/pve-backup-bridge/mounts'),
     cacheDir: join(root, '/var/cache/pve-backup-bridge', storeid),
     secretFile: (name: string) => join(root, '/etc/pve/priv/storage', `${storeid}.${name}`),
     corosyncConf: join(root, '/etc/pve/corosync.conf'),

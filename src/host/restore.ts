@@ -1,9 +1,7 @@
-import { mkdtemp } from 'node:fs/promises';
-import { join } from 'node:path';
 import { BackupError } from '../protocol/errors.ts';
 import type { Handlers } from '../protocol/methods.ts';
 import type { VmRestore } from '../sdk/provider.ts';
-import { exportImage } from '../toolbox/image-export.ts';
+import { collectStaleExports, exportImage } from '../toolbox/image-export.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
 import { archiveOf } from './archive.ts';
 import type { Context } from './session.ts';
@@ -73,8 +71,9 @@ export class Restores {
   }
 
   async #init(volname: string) {
-    const { provider, title, lifecycle } = this.#context;
+    const { provider, title, lifecycle, mounts } = this.#context;
     await this.#cleanup(volname);
+    await collectStaleExports(mounts);
     const archive = await archiveOf(provider, volname);
     if (archive.restoreVm === undefined) throw new BackupError(`${title} does not restore VMs`);
     const restore = await archive.restoreVm();
@@ -91,7 +90,7 @@ export class Restores {
       const image = await restore.openVolume(device);
       stack.add(`image of ${device}`, () => image.close());
       const file = await exportImage(image, {
-        directory: await mkdtemp(join(this.#context.storage.runDir, 'restore-')),
+        directory: this.#context.mounts,
         name: `${device}.raw`,
         signal,
         log: this.#context.log,

@@ -20,7 +20,8 @@ export interface Context {
   readonly storeid: string;
   readonly title: string;
   readonly provider: Provider;
-  readonly storage: Storage;
+  /** Where images are served as files; of all storages of the node. */
+  readonly mounts: string;
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
 }
@@ -118,7 +119,9 @@ export class Session {
       signal: lifecycle.signal,
     };
     const provider = definition.open(storage);
-    const context = { root, storeid, title: definition.title, provider, storage, log, lifecycle };
+    const { title } = definition;
+    const { mounts } = paths;
+    const context = { root, storeid, title, provider, mounts, log, lifecycle };
     const job = new BackupJob(context);
     const restores = new Restores(context);
     this.#stack.add('provider', async () => provider.close?.());
