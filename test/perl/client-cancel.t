@@ -81,7 +81,7 @@ waitpid($pid, 0);
     $client = fresh('');
     host_pid($client);
     $pid = later(0.1, 'USR1', 0.1, 'USR1');
-    my $late = sub { select(undef, undef, undef, 0.5); return {} };
+    my $late = sub { sleep(0.5); return {} };
     behave('reverse');
     my $answer =
         client('case' . ++$serial)->call('echo', { ask => 'wait' }, requests => { wait => $late });

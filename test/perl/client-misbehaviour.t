@@ -3,7 +3,9 @@ use v5.36;
 use FindBin qw($Bin);
 use lib map { m!^(.*)\z!s } "$Bin/lib";
 
+use POSIX ();
 use Test::More;
+use Time::HiRes qw(sleep);
 
 use TestHost qw(behave calls client error_of eventually host_pid is_alive root timed);
 
@@ -96,7 +98,7 @@ for my $case (@cases) {
     kill('STOP', $pid);
     my $killer = fork() // die;
     if (!$killer) {
-        select(undef, undef, undef, 0.3);
+        sleep(0.3);
         kill('KILL', $pid);
         POSIX::_exit(0);
     }

@@ -6,6 +6,7 @@ use lib map { m!^(.*)\z!s } "$Bin/lib";
 use POSIX ();
 use Socket;
 use Test::More;
+use Time::HiRes qw(sleep);
 
 use TestHost qw(behave calls client error_of eventually host_pid is_alive root slurp timed);
 
@@ -32,17 +33,15 @@ is_deeply([calls()], [], 'A4: new starts no host');
         { PATH => '/usr/sbin:/usr/bin:/sbin:/bin', LANG => 'C.UTF-8' },
         'A5: the environment is literal',
     );
-    is($process->{umask}, 077, 'A5: umask is 077');
+    is(sprintf('%o', $process->{umask}), '77', 'A5: umask is 077');
     is($process->{cwd}, '/', 'A5: the working directory is /');
     is($process->{blocked}, '0' x 16, 'A5: no signal is blocked');
     my ($own_session) = slurp("/proc/$$/stat") =~ m/^\d+ \(.*\) \S \d+ \d+ (\d+)/s;
     isnt($process->{session}, $own_session, 'A5: the host is in a session of its own');
     is($process->{arguments}->[0], '--root', 'the root is handed on');
     is(-s root() . '/var/log/pve-backup-bridge/store.log', 0, 'the log file exists');
-    is(
-        (stat(root() . '/var/log/pve-backup-bridge/store.log'))[2] & 0777, 0600,
-        'only root reads it'
-    );
+    my $mode = (stat(root() . '/var/log/pve-backup-bridge/store.log'))[2];
+    is(sprintf('%o', $mode), '100600', 'only root reads it');
 }
 
 is(waitpid(-1, POSIX::WNOHANG()), -1, 'A12: no child is left to reap');
@@ -83,7 +82,7 @@ for my $name (sort keys %$handlers) {
         local $SIG{TERM} = sub { };
         my $host = host_pid(client('group'));
         kill('TERM', -$$);
-        select(undef, undef, undef, 0.1);
+        sleep(0.1);
         POSIX::_exit(is_alive($host) ? 0 : 1);
     }
     waitpid($pid, 0);

@@ -7,6 +7,7 @@ package PVE::BackupBridge::Manifest;
 
 use v5.36;
 
+use Fcntl qw(:mode);
 use JSON;
 
 use PVE::BackupBridge::Untaint qw(match printable);
@@ -42,7 +43,8 @@ my sub check_owner($path, $is_wanted) {
     die "'$path' is no plain file or directory\n" if !$is_wanted->();
     die "'$path' does not belong to root\n" if $uid != 0;
     # In a sticky directory nobody can replace what is root's.
-    die "'$path' can be written to by others than root\n" if $mode & 0022 && !($mode & 01000);
+    die "'$path' can be written to by others than root\n"
+        if $mode & (S_IWGRP | S_IWOTH) && !($mode & S_ISVTX);
 }
 
 my sub read_file($directory) {
