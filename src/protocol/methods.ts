@@ -111,7 +111,7 @@ export const notifications = {
 type Methods = typeof methods;
 export type Method = keyof Methods;
 export type Params<M extends Method> = z.output<Methods[M]['params']>;
-export type Result<M extends Method> = z.output<Methods[M]['result']>;
+type Result<M extends Method> = z.output<Methods[M]['result']>;
 
 /** What a session implements: one function per method, so that a missing one does not compile. */
 export type Handlers = {

@@ -27,7 +27,7 @@ export const archiveName = short.regex(new RegExp(`^${path}$`));
 export const volname = short.regex(new RegExp(`^backup/${path}$`));
 
 export const bitmapRequest = z.enum(['new', 'use']);
-export const bitmapResult = z.enum(['none', 'new', 'reuse']);
+const bitmapResult = z.enum(['none', 'new', 'reuse']);
 export const mechanism = z.enum(['nbd', 'file-handle', 'block-device', 'directory']);
 export const restoreMechanism = z.enum(['qemu-img', 'directory', 'tar']);
 export const logLevel = z.enum(['info', 'warn', 'err']);
@@ -57,5 +57,4 @@ export type VmType = z.infer<typeof vmtype>;
 export type BitmapRequest = z.infer<typeof bitmapRequest>;
 export type BitmapResult = z.infer<typeof bitmapResult>;
 export type LogLevel = z.infer<typeof logLevel>;
-export type BackupVolume = z.infer<typeof backupVolume>;
 export type VolumeInfo = z.infer<typeof volumeInfo>;

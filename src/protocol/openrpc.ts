@@ -1,5 +1,5 @@
 import * as z from 'zod';
-import { methods } from './methods.ts';
+import { methods, notifications } from './methods.ts';
 import { protocolVersion } from './version.ts';
 
 const schemaOf = (schema: z.ZodType, io: 'input' | 'output') => {
@@ -17,6 +17,11 @@ export function openrpcDocument() {
       paramStructure: 'by-name',
       params: [{ name: 'params', required: true, schema: schemaOf(params, 'input') }],
       result: { name: 'result', schema: schemaOf(result, 'output') },
+    })),
+    // OpenRPC knows no messages from the server to the client.
+    'x-notifications': Object.entries(notifications).map(([name, params]) => ({
+      name,
+      params: [{ name: 'params', required: true, schema: schemaOf(params, 'output') }],
     })),
   };
 }
