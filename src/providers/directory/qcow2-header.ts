@@ -37,7 +37,7 @@ export async function readQcow2Header(path: string): Promise<Qcow2Header> {
 }
 
 /** Throws RangeError where the header ends too early. */
-export function parseHeader(header: Buffer): Qcow2Header {
+function parseHeader(header: Buffer): Qcow2Header {
   if (header.readUInt32BE(0) !== magic) throw new BackupError('it is not qcow2');
   const version = header.readUInt32BE(4);
   if (version !== 2 && version !== 3) throw new BackupError(`it is qcow2 version ${version}`);

@@ -18,7 +18,7 @@ const storeFile = z.object({
   cluster: z.string().min(1).max(256),
 });
 
-export type StoreFile = z.output<typeof storeFile>;
+type StoreFile = z.output<typeof storeFile>;
 
 /** Undefined for a directory that is no store yet. */
 async function readStoreFile(layout: Layout): Promise<StoreFile | undefined> {

@@ -28,7 +28,7 @@ async function addIndex(path: string, digests: DigestSet): Promise<void> {
 }
 
 /** The digests that any index names, running backups' included. */
-export async function namedDigests(layout: Layout): Promise<DigestSet> {
+async function namedDigests(layout: Layout): Promise<DigestSet> {
   const digests = new DigestSet();
   for await (const entry of indexHolders(layout)) {
     const directory = layout.archive(entry);
