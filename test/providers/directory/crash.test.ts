@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdir, readdir, readFile, stat, truncate, utimes, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
-import { expect, test } from 'vitest';
+import { expect, onTestFinished, test } from 'vitest';
 import {
   backUp,
   chunk,
@@ -29,6 +29,7 @@ async function startWriter(path: string) {
     stdio: ['ignore', 'pipe', 'inherit'],
   });
   const ended = once(child, 'exit');
+  onTestFinished(() => void child.kill('SIGKILL'));
   await once(child.stdout, 'data');
   // The chunks before have had time to be stored.
   for (let tries = 0; tries < 100 && (await stored(path)).length < 5; tries++) {
