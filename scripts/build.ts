@@ -1,4 +1,4 @@
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises';
 import { build } from 'esbuild';
 import { openrpcDocument } from '../src/protocol/openrpc.ts';
 import directory from '../src/providers/directory/index.ts';
@@ -6,11 +6,12 @@ import { manifestOf } from '../src/sdk/manifest.ts';
 
 const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
 
-await rm('dist', { recursive: true, force: true });
-await mkdir('dist', { recursive: true });
+// Put in place as a whole: hosts may be started meanwhile.
+const draft = `.cache/dist.${process.pid}`;
+await mkdir(draft, { recursive: true });
 await build({
   entryPoints: ['src/host/main.ts'],
-  outfile: 'dist/host.mjs',
+  outfile: `${draft}/host.mjs`,
   bundle: true,
   platform: 'node',
   format: 'esm',
@@ -23,8 +24,10 @@ await build({
   },
 });
 for (const definition of [directory]) {
-  const folder = `dist/providers/${definition.type}`;
+  const folder = `${draft}/providers/${definition.type}`;
   await mkdir(folder, { recursive: true });
   await writeFile(`${folder}/provider.json`, json(manifestOf(definition)));
 }
-await writeFile('dist/openrpc.json', json(openrpcDocument()));
+await writeFile(`${draft}/openrpc.json`, json(openrpcDocument()));
+await rm('dist', { recursive: true, force: true });
+await rename(draft, 'dist');
