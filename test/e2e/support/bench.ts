@@ -1,5 +1,5 @@
 import { mkdir, readFile, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import {
   PveNode,
@@ -25,7 +25,7 @@ export interface BenchOptions {
   readonly vmid?: number;
   readonly load?: LoadSpec;
   readonly fleecing?: VmSpec['fleecing'];
-  /** Options of storages of type bridge-dir by their ids; `vault` at ROOT/store if left out. */
+  /** Options of storages of type bridge-dir by their ids; paths are below ROOT. `vault` if left out. */
   readonly storages?: Readonly<Record<string, Readonly<Record<string, string | number>>>>;
   /** What the archive's config has to be; one that names the disks if left out. */
   readonly config?: Uint8Array;
@@ -160,13 +160,15 @@ export class Bench {
 export async function startBench(options: BenchOptions): Promise<Bench> {
   const { disks, vmid = 100, load, fleecing, firewall } = options;
   const node = await PveNode.create(options.node);
-  const path = join(node.root, 'store');
-  const storages = Object.entries(options.storages ?? { vault: { path } });
+  const storages = Object.entries(options.storages ?? { vault: {} });
+  const pathOf = (more?: { path?: string | number }) =>
+    resolve(node.root, String(more?.path ?? 'store'));
   const [storeid = '', first] = storages[0] ?? [];
-  const store = String(first?.path ?? path);
+  const store = pathOf(first);
   for (const [id, more] of storages) {
-    await mkdir(String(more.path ?? path), { recursive: true });
-    await node.addStorage(id, 'bridge-dir', { path, content: 'backup', ...more });
+    const path = pathOf(more);
+    await mkdir(path, { recursive: true });
+    await node.addStorage(id, 'bridge-dir', { content: 'backup', ...more, path });
   }
   await node.addVm(vmid, options.config ?? guestConfig(vmid, disks), firewall);
   const vm = await VirtualMachine.start({
