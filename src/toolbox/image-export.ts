@@ -57,6 +57,8 @@ export async function exportImage(
     taken.add(`nbdfuse of ${name}`, () => nbdfuse.stop());
     taken.add(`the mount of ${name}`, () => unmount(mountPoint));
     await abortable(mounted(path, image.size, nbdfuse), signal);
+    // nbdfuse has all its connections: a host that is killed leaves no socket.
+    await rm(parts(own).socket);
     await readAhead(path).catch((error: unknown) =>
       log.debug('cannot raise the read-ahead', { path, error: String(error) }),
     );
