@@ -120,11 +120,10 @@ for my $name (sort keys %$handlers) {
     is($wide->call('echo', { text => $text })->{text}, $text, 'B18: text survives');
     my $long = 'z' x 10_000_000;
     ok($wide->call('echo', { text => $long })->{text} eq $long, '10 MB cross in both directions');
-    my $err = error_of(sub { $wide->call('echo', { text => 'z' x 68_000_000 }) });
-    is(
-        $err, "a message to the backup host would be longer than 64 MiB\n",
-        'more than 64 MiB do not'
-    );
+    local $PVE::BackupBridge::Client::MAX_MESSAGE = 1_000_000;
+    my $err = error_of(sub { $wide->call('echo', { text => $long }) });
+    my $expected = "a message to the backup host would be longer than 1000000 bytes\n";
+    is($err, $expected, 'no message is longer than the limit');
     is($wide->call('echo', { a => 2 })->{a}, 2, 'and the host is of use still');
 
     for my $storeid ("a\n", '../x', 'a', '-a', "\x{2603}bc", "a\0b", 'a' x 101) {

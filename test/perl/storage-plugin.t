@@ -5,6 +5,7 @@ use lib map { m!^(.*)\z!s } "$Bin/lib";
 
 use Scalar::Util qw(tainted);
 use Test::More;
+use Time::HiRes qw(sleep);
 
 use TestHost qw(behave calls client error_of eventually is_alive scfg timed);
 use PVE::Storage::Custom::BridgeDirectoryPlugin;
@@ -133,6 +134,14 @@ my sub poll($storeid) {
     return (\@result, $seconds, $err);
 }
 
+{
+    local $PVE::BackupBridge::StoragePlugin::POLL_TIMEOUT = 0.3;
+    $class->status(@store, {});
+    sleep(0.4);
+    my $count = grep { m/ status$/ } calls();
+    is(($class->status(@store, {}))[3], 1, 'A12: status alone');
+    is(scalar(grep { m/ status$/ } calls()), $count + 1, 'A12: is a poll of its own');
+}
 behave('slow');
 my ($result, $seconds, $err) = poll('slow');
 is_deeply($result, [0, 0, 0, 0], 'A12: a store that does not answer is inactive');

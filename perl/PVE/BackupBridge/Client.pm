@@ -21,14 +21,14 @@ our $NODE = '/usr/bin/node';
 our $HOST = '/usr/share/pve-backup-bridge/host.mjs';
 our $ROOT = '';
 
+our $MAX_MESSAGE = 64 * 1024 * 1024; # bytes
+
 # Seconds.
 our $HELLO_TIMEOUT = 30;
 our $PING_INTERVAL = 10;
 our $PING_TIMEOUT = 60;
 our $CANCEL_TIMEOUT = 4; # the task's KILL comes 5 s after its TERM [A3]
 
-use constant PROTOCOL => 1;
-use constant MAX_MESSAGE => 64 * 1024 * 1024;
 use constant CHUNK => 256 * 1024;
 # A signal that arrives just before select(2) must not wait for long.
 use constant MAX_SELECT => 0.25;
@@ -52,7 +52,7 @@ my sub one_line($value) {
 
 # Tells what a signal handler or a log function died of from an error of Perl's own.
 my sub is_foreign($err) {
-    return ref($err) || $err !~ m/ line \d+\.\n\z/;
+    return ref($err) || $err !~ m/ (?:line|chunk) \d+\.\n\z/;
 }
 
 # Field 22 of /proc/PID/stat, undef for one that has ended. With it a pid names one process for ever.
@@ -140,7 +140,8 @@ my sub kill_host($host, $what) {
 
 my sub post($host, $message) {
     my $line = $json->encode({ jsonrpc => '2.0', %$message }) . "\n";
-    die "a message to the backup host would be longer than 64 MiB\n" if length($line) > MAX_MESSAGE;
+    die "a message to the backup host would be longer than $MAX_MESSAGE bytes\n"
+        if length($line) > $MAX_MESSAGE;
     $host->{out} .= $line;
     $host->{active} = now();
 }
@@ -163,7 +164,7 @@ my sub receive_hello($host, $message) {
         if ($message->{method} // '') ne 'hello' || ref($params) ne 'HASH';
     my $protocol = one_line($params->{protocol});
     return kill_host($host, "speaks protocol '$protocol' instead of 1: reinstall pve-backup-bridge")
-        if $protocol ne PROTOCOL;
+        if $protocol ne '1';
     my $open = {
         storeid => $host->{storeid},
         scfg => $json->decode($host->{scfg}),
@@ -177,7 +178,7 @@ my sub receive_log($host, $params) {
     return if ref($params) ne 'HASH';
     my $message = one_line($params->{message});
     my ($level) = one_line($params->{level}) =~ m/^(info|warn|err)\z/;
-    $log->($level // 'info', $message) if $message; # PVE drops '' and '0' [B20]
+    $log->($level // 'err', $message) if $message; # PVE drops '' and '0' [B20]
 }
 
 my sub receive_request($host, $id, $method, $params) {
@@ -238,7 +239,7 @@ my sub receive_pending($host) {
         return if $host->{lost};
     }
     $host->{scanned} = length($host->{in});
-    kill_host($host, 'sent an endless line') if $host->{scanned} > MAX_MESSAGE;
+    kill_host($host, 'sent an endless line') if $host->{scanned} > $MAX_MESSAGE;
 }
 
 # Moves bytes in both directions, for $timeout seconds at most. Dies only of what runs meanwhile: signal
@@ -264,7 +265,7 @@ my sub watch($host) {
     if (!$host->{open}) {
         kill_host($host, 'has sent no hello line') if $now - $host->{started} > $HELLO_TIMEOUT;
     } elsif (my $ping = $host->{ping}) {
-        kill_host($host, "does not answer") if $now - $ping->{since} > $PING_TIMEOUT;
+        kill_host($host, 'does not answer') if $now - $ping->{since} > $PING_TIMEOUT;
     } elsif ($now - $host->{active} >= $PING_INTERVAL) {
         ping($host);
     }
@@ -280,23 +281,12 @@ my sub wait_for($host, $deadline, $is_done) {
     }
 }
 
-my sub decode_text($value) {
-    my $text = "$value";
-    utf8::decode($text); # storage.cfg is read as bytes, the API gives characters
-    return $text;
-}
-
 # A section of storage.cfg as text: what a value means is for the host to know.
-my sub encode_scfg($scfg) {
-    my $text = {};
-    for my $key (grep { defined($scfg->{$_}) } keys %$scfg) {
-        my $value = $scfg->{$key};
-        $text->{$key} =
-            ref($value) eq 'HASH'
-            ? { map { $_ => decode_text($value->{$_}) } keys %$value }
-            : decode_text($value);
-    }
-    return $json->encode($text);
+my sub as_text($value) {
+    return { map { $_ => __SUB__->($value->{$_}) } keys %$value } if ref($value) eq 'HASH';
+    my $text = ($value // '') . '';
+    utf8::decode($text); # the file is read as bytes, the API gives characters
+    return $text;
 }
 
 my sub start($type, $storeid, $scfg) {
@@ -395,7 +385,7 @@ my sub call_host($host, $method, $params, %opts) {
 #            the same one
 sub call($self, $method, $params, %opts) {
     my ($type, $storeid) = $self->@{qw(type storeid)};
-    my $scfg = encode_scfg($self->{scfg});
+    my $scfg = $json->encode(as_text($self->{scfg}));
     my $found = find_host($storeid, $scfg);
     my $host = $found // ($hosts->{$storeid} = start($type, $storeid, $scfg));
     my $id = call_host($host, $method, $params, %opts);

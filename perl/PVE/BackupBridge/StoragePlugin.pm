@@ -6,6 +6,7 @@ package PVE::BackupBridge::StoragePlugin;
 use v5.36;
 
 use JSON;
+use List::Util qw(max min);
 
 use PVE::Storage::Plugin;
 
@@ -42,7 +43,7 @@ my sub call_archive($class, $storeid, $scfg, $method, $volname, %params) {
 
 sub api($class) {
     my $node = PVE::Storage->can('APIVER') ? PVE::Storage::APIVER() : MIN_APIVER;
-    return $node < MIN_APIVER ? MIN_APIVER : $node > MAX_APIVER ? MAX_APIVER : $node;
+    return max(MIN_APIVER, min($node, MAX_APIVER));
 }
 
 sub plugindata($class) {
@@ -112,6 +113,7 @@ sub activate_storage($class, @) {
 
 sub status($class, $storeid, $scfg, @) {
     my $result = poll($class, $storeid, $scfg, 'status', 0);
+    delete $deadlines->{$storeid}; # the last one of a poll
     $states->{$storeid}->{sizes} = [map { field('size', $result, $_) } qw(total avail used)]
         if $result;
     my $sizes = $states->{$storeid} ? $states->{$storeid}->{sizes} : undef;
@@ -132,7 +134,7 @@ my sub encode_info($class, $storeid, $entry) {
         size => field('size', $entry),
         ctime => field('time', $entry, 'ctime'),
         protected => $entry->{protected} ? 1 : 0,
-        notes => match('text', $entry->{notes}),
+        length($entry->{notes} // '') ? (notes => match('text', $entry->{notes})) : (),
     };
 }
 
