@@ -39,8 +39,13 @@ export class ReadAssembly extends PlainAssembly implements Assembly<Buffer> {
   readonly #pieces: { start: number; end: number }[] = [];
   #contentChunks = 0;
 
-  constructor(offset: number, length: number, options: { unfragmented: boolean }) {
+  constructor(
+    offset: number,
+    length: number,
+    options: { unfragmented: boolean; into?: Buffer | undefined },
+  ) {
     super();
+    this.#buffer = options.into;
     this.#offset = offset;
     this.#length = length;
     this.#unfragmented = options.unfragmented;

@@ -44,11 +44,7 @@ export interface NbdConnection {
   /** The metadata contexts that the server granted. */
   readonly contexts: ReadonlySet<string>;
   /** In one piece (`df`) unless told otherwise, where the server can [E5]. The buffer is the caller's. */
-  read(
-    offset: number,
-    length: number,
-    options?: { readonly df?: boolean; readonly signal?: AbortSignal },
-  ): Promise<Buffer>;
+  read(offset: number, length: number, options?: NbdReadOptions): Promise<Buffer>;
   /** `data` must not change until the promise settles, and after an abort until the connection is closed. */
   write(offset: number, data: Uint8Array, options?: NbdWriteOptions): Promise<void>;
   writeZeroes(offset: number, length: number, options?: NbdWriteOptions): Promise<void>;
@@ -63,6 +59,13 @@ export interface NbdConnection {
   ): Promise<StatusExtent[]>;
   /** Rejects what is under way and disconnects; idempotent, done within 2 s. */
   close(): Promise<void>;
+}
+
+export interface NbdReadOptions {
+  readonly df?: boolean;
+  readonly signal?: AbortSignal;
+  /** Takes the data, if it is as long as the read; after an abort it may still be written to. */
+  readonly into?: Buffer;
 }
 
 export interface NbdWriteOptions {

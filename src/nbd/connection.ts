@@ -1,5 +1,5 @@
 import { type Assembly, PlainAssembly, ReadAssembly, StatusAssembly } from './assembly.ts';
-import type { NbdConnection, NbdInfo, NbdWriteOptions } from './client.ts';
+import type { NbdConnection, NbdInfo, NbdReadOptions, NbdWriteOptions } from './client.ts';
 import type { Export } from './client-handshake.ts';
 import { command, commandFlag, transmissionFlag } from './constants.ts';
 import type { StatusExtent } from './reply-message.ts';
@@ -42,13 +42,16 @@ export class Connection implements NbdConnection {
   async read(
     offset: number,
     length: number,
-    { df = true, signal }: { df?: boolean; signal?: AbortSignal } = {},
+    { df = true, signal, into }: NbdReadOptions = {},
   ): Promise<Buffer> {
     const title = this.#checked('read', offset, length, this.info.blockSize.maximum);
     const unfragmented = df && this.info.canDf;
     const flags = unfragmented ? commandFlag.df : 0;
     const question = { title, type: command.read, flags, offset, length };
-    return this.#ask(question, new ReadAssembly(offset, length, { unfragmented }), signal);
+    if (into !== undefined && into.length !== length) {
+      throw new RangeError(`${title} into a buffer of ${into.length} bytes`);
+    }
+    return this.#ask(question, new ReadAssembly(offset, length, { unfragmented, into }), signal);
   }
 
   async write(offset: number, data: Uint8Array, options: NbdWriteOptions = {}): Promise<void> {

@@ -126,8 +126,11 @@ export interface VolumeSource {
    * Areas outside them are unreadable [E3]. Restartable; discarding does not change it [E6].
    */
   extents(): AsyncIterable<DataExtent>;
-  /** Within one extent; `length` up to 32 MiB [E1]. The buffer belongs to the caller. */
-  read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer>;
+  /**
+   * Within one extent; `length` up to 32 MiB [E1]. The buffer belongs to the caller. It is `into`, which has
+   * that length, where the source can put the data there; after an abort that may still happen.
+   */
+  read(offset: number, length: number, signal?: AbortSignal, into?: Buffer): Promise<Buffer>;
   /** Frees fleecing space; the range is never read again. Unaligned edges are kept [E6]. */
   discard(offset: number, length: number): Promise<void>;
 }

@@ -1,8 +1,8 @@
 import { setMaxListeners } from 'node:events';
-import type { DataExtent, Extent, VolumeSource } from '../sdk/provider.ts';
+import type { Extent, VolumeSource } from '../sdk/provider.ts';
 import { abortError } from './abort.ts';
 import type { BandwidthLimiter } from './bandwidth.ts';
-import { cutExtents } from './extents.ts';
+import { type Block, cutBlocks } from './extents.ts';
 import type { Progress } from './progress.ts';
 import { isZero } from './zero.ts';
 
@@ -11,7 +11,7 @@ import { isZero } from './zero.ts';
  * When one resolves, the store has the bytes and the source may forget them.
  */
 export interface VolumeSink {
-  /** The buffer belongs to the sink. */
+  /** The buffer is the sink's until the promise settles; then it takes another block. */
   write(offset: number, data: Buffer, signal: AbortSignal): Promise<void>;
   /** The range reads as zeroes. */
   zero(offset: number, length: number, signal: AbortSignal): Promise<void>;
@@ -69,24 +69,30 @@ export async function copyVolume(
       progress?.add({ done: length, zero: length });
     }
   };
-  const copyBlock = async ({ offset, length }: Extent) => {
-    const data = await readBlock(source, { offset, length }, limiter, stop.signal);
-    stats.read += length;
+  // Buffers are used again and again: fresh memory costs the kernel more than the copy itself.
+  const free: Buffer[] = [];
+  const copyBlock = async (block: Block) => {
+    const { offset, length } = block;
+    const buffer = free.pop() ?? Buffer.allocUnsafeSlow(blockSize);
+    const data = buffer.subarray(0, length);
+    const read = await readBlock(source, block, data, limiter, stop.signal);
     const zero = isZero(data);
     if (zero) await sink.zero(offset, length, stop.signal);
     else await sink.write(offset, data, stop.signal);
+    free.push(buffer);
+    stats.read += read;
     stats[zero ? 'zero' : 'written'] += length;
-    progress?.add({ done: length, read: length, [zero ? 'zero' : 'written']: length });
+    progress?.add({ done: length, read, [zero ? 'zero' : 'written']: length });
   };
 
-  const pieces = cutExtents(source.extents(), blockSize, blockSize * zeroBlocks);
+  const pieces = cutBlocks(source.extents(), blockSize, blockSize * zeroBlocks);
   const work = async () => {
     for (;;) {
-      const next: IteratorResult<DataExtent> = await pieces.next();
+      const next: IteratorResult<Block> = await pieces.next();
       if (next.done || stop.signal.aborted) return;
       const piece = next.value;
       stats.dirty += piece.length;
-      await (piece.zero ? copyZeroes(piece) : copyBlock(piece));
+      await (piece.data.length === 0 ? copyZeroes(piece) : copyBlock(piece));
       if (stop.signal.aborted) return;
       await source.discard(piece.offset, piece.length);
     }
@@ -120,22 +126,29 @@ export async function copyVolume(
   return stats;
 }
 
-/** Reads a block, in small steps where a limit makes it slow. */
+/** Fills a block from the source, in small steps where a limit makes it slow; returns how much was read. */
 async function readBlock(
   source: VolumeSource,
-  { offset, length }: Extent,
+  { offset, data: parts }: Block,
+  block: Buffer,
   limiter: BandwidthLimiter | undefined,
   signal: AbortSignal,
-): Promise<Buffer> {
-  if (limiter === undefined || length <= limiter.maxRequest) {
-    await limiter?.take(length, signal);
-    return source.read(offset, length, signal);
+): Promise<number> {
+  let filled = 0;
+  let read = 0;
+  for (const part of parts) {
+    const start = part.offset - offset;
+    block.fill(0, filled, start);
+    filled = start + part.length;
+    const most = limiter === undefined ? part.length : Math.min(limiter.maxRequest, part.length);
+    for (let at = start; at < filled; at += most) {
+      const target = block.subarray(at, Math.min(at + most, filled));
+      await limiter?.take(target.length, signal);
+      const data = await source.read(offset + at, target.length, signal, target);
+      if (data !== target) data.copy(target);
+    }
+    read += part.length;
   }
-  const block = Buffer.allocUnsafe(length);
-  for (let at = 0; at < length; at += limiter.maxRequest) {
-    const part = Math.min(limiter.maxRequest, length - at);
-    await limiter.take(part, signal);
-    (await source.read(offset + at, part, signal)).copy(block, at);
-  }
-  return block;
+  block.fill(0, filled);
+  return read;
 }

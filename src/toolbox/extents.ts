@@ -43,19 +43,36 @@ export async function measureExtents(
   return sum;
 }
 
+/** A part of a volume that is copied in one go: its data, ascending, and zeroes around it. */
+export interface Block extends Extent {
+  readonly data: readonly Extent[];
+}
+
+/** Zeroes of less than this cost less to read than another request. */
+const smallGap = 128 * 1024;
+
+/** The data with a further extent behind it. */
+function withData(data: readonly Extent[], next: Extent): Extent[] {
+  const last = data.at(-1);
+  const joins = last !== undefined && next.offset - (last.offset + last.length) < smallGap;
+  if (!joins) return [...data, next];
+  const length = next.offset + next.length - last.offset;
+  return [...data.slice(0, -1), { offset: last.offset, length }];
+}
+
 /**
- * Cuts extents at multiples of `blockSize`. Extents that touch inside a block become one piece, which is
- * zero only if all of it is: a sink that stores whole blocks then gets each in one call. Zero pieces of
- * whole blocks that follow each other come as one of up to `zeroRun` bytes.
+ * Cuts extents at multiples of `blockSize`. Extents that touch inside a block become one: a sink that
+ * stores whole blocks then gets each in one call. Whole blocks of zeroes that follow each other come as
+ * one of up to `zeroRun` bytes.
  */
-export async function* cutExtents(
+export async function* cutBlocks(
   extents: AsyncIterable<DataExtent> | Iterable<DataExtent>,
   blockSize: number,
   zeroRun = blockSize,
-): AsyncGenerator<DataExtent> {
+): AsyncGenerator<Block> {
   const blockOf = (offset: number) => Math.floor(offset / blockSize);
   const endOf = (extent: Extent) => extent.offset + extent.length;
-  let open: DataExtent | undefined;
+  let open: Block | undefined;
   for await (const extent of mergeExtents(extents)) {
     for (let { offset } = extent; offset < endOf(extent); ) {
       const blockEnd = (blockOf(offset) + 1) * blockSize;
@@ -65,12 +82,14 @@ export async function* cutExtents(
         extent.zero && starts && wholeBlocks > 0
           ? wholeBlocks * blockSize
           : Math.min(blockEnd, endOf(extent)) - offset;
-      if (open !== undefined && endOf(open) === offset && !starts) {
-        open = { ...open, length: open.length + length, zero: open.zero && extent.zero };
-      } else {
+      if (open === undefined || endOf(open) !== offset || starts) {
         if (open !== undefined) yield open;
-        open = { offset, length, zero: extent.zero };
+        open = { offset, length: 0, data: [] };
       }
+      const data: readonly Extent[] = extent.zero
+        ? open.data
+        : withData(open.data, { offset, length });
+      open = { offset: open.offset, length: open.length + length, data };
       offset += length;
     }
   }

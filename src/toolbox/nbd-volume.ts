@@ -110,17 +110,19 @@ export class NbdVolume implements VolumeSource {
     yield* mergeExtents(this.#allocatedOf(dirty));
   }
 
-  async read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
-    const most = this.#maxRead;
-    if (length <= most) return this.#read(offset, length, signal);
-    const block = Buffer.allocUnsafe(length);
+  async read(
+    offset: number,
+    length: number,
+    signal?: AbortSignal,
+    into = Buffer.allocUnsafeSlow(length),
+  ): Promise<Buffer> {
     const parts: Promise<unknown>[] = [];
-    for (let at = 0; at < length; at += most) {
-      const part = this.#read(offset + at, Math.min(most, length - at), signal);
-      parts.push(part.then((data) => data.copy(block, at)));
+    for (let at = 0; at < length; at += this.#maxRead) {
+      const part = into.subarray(at, Math.min(at + this.#maxRead, length));
+      parts.push(this.#read(offset + at, part, signal));
     }
     await Promise.all(parts);
-    return block;
+    return into;
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -147,15 +149,15 @@ export class NbdVolume implements VolumeSource {
     return this.#closed;
   }
 
-  async #read(offset: number, length: number, signal?: AbortSignal): Promise<Buffer> {
+  async #read(offset: number, into: Buffer, signal?: AbortSignal): Promise<void> {
     const connection = this.#idlest();
     this.#busy.set(connection, (this.#busy.get(connection) ?? 0) + 1);
     try {
       // The client asks for one piece: without DF an I/O error would cost the connection [E5].
-      return await connection.read(offset, length, signal === undefined ? {} : { signal });
+      await connection.read(offset, into.length, { into, ...(signal && { signal }) });
     } catch (error) {
       if (signal?.aborted) throw abortError(signal);
-      const text = `cannot read ${formatBytes(length)} at ${offset} of ${this.device}`;
+      const text = `cannot read ${formatBytes(into.length)} at ${offset} of ${this.device}`;
       throw this.#explained(error, text);
     } finally {
       this.#busy.set(connection, (this.#busy.get(connection) ?? 1) - 1);

@@ -3,7 +3,8 @@ import { describe, expect, test } from 'vitest';
 import type { DataExtent } from '../../src/sdk/provider.ts';
 import {
   alignInwards,
-  cutExtents,
+  type Block,
+  cutBlocks,
   intersect,
   measureExtents,
   mergeExtents,
@@ -25,12 +26,23 @@ describe('extents', () => {
     );
   });
 
-  test('cutting covers the same bytes in pieces of one block, and calls no data zero', async () => {
+  /** A block as extents again. */
+  const uncut = ({ offset, length, data }: Block): DataExtent[] => {
+    const extents: DataExtent[] = [];
+    let at = offset;
+    for (const part of data) {
+      extents.push({ offset: at, length: part.offset - at, zero: true }, { ...part, zero: false });
+      at = part.offset + part.length;
+    }
+    return [...extents, { offset: at, length: offset + length - at, zero: true }];
+  };
+
+  test('cutting covers the same bytes in one piece per block, and calls no data zero', async () => {
     await fc.assert(
       fc.asyncProperty(anyExtents, fc.integer({ min: 1, max: 20 }), async (extents, blockSize) => {
-        const pieces = await collect(cutExtents(extents, blockSize));
+        const pieces = await collect(cutBlocks(extents, blockSize));
         const before = expand(extents);
-        const after = expand(pieces);
+        const after = expand(pieces.flatMap(uncut));
         expect([...after.keys()]).toEqual([...before.keys()]);
         for (const [byte, zero] of after) if (zero) expect(before.get(byte)).toBe(true);
         const blocks = pieces.map(({ offset }) => Math.floor(offset / blockSize));
@@ -48,28 +60,31 @@ describe('extents', () => {
   test('cutting with a run length only joins whole blocks of zeroes', async () => {
     await fc.assert(
       fc.asyncProperty(anyExtents, fc.integer({ min: 1, max: 9 }), async (extents, blockSize) => {
-        const single = await collect(cutExtents(extents, blockSize));
-        const runs = await collect(cutExtents(extents, blockSize, blockSize * 3));
-        const split = await collect(cutExtents(runs, blockSize));
-        expect(split).toEqual(single);
-        for (const { length, zero } of runs) {
-          expect(length).toBeLessThanOrEqual(zero ? blockSize * 3 : blockSize);
+        const single = await collect(cutBlocks(extents, blockSize));
+        const runs = await collect(cutBlocks(extents, blockSize, blockSize * 3));
+        expect(await collect(cutBlocks(runs.flatMap(uncut), blockSize))).toEqual(single);
+        for (const { length, data } of runs) {
+          expect(length).toBeLessThanOrEqual(data.length === 0 ? blockSize * 3 : blockSize);
         }
       }),
     );
   });
 
-  test('a block of data and zeroes is one piece of data', async () => {
+  test('zeroes in a block of data are not read, unless they are few', async () => {
+    const KiB = 1024;
     const extents: DataExtent[] = [
-      { offset: 0, length: 6, zero: true },
-      { offset: 6, length: 1, zero: false },
-      { offset: 7, length: 9, zero: true },
+      { offset: 0, length: 6 * 256 * KiB, zero: true },
+      { offset: 6 * 256 * KiB, length: 4 * KiB, zero: false },
+      { offset: 6 * 256 * KiB + 4 * KiB, length: 64 * KiB, zero: true },
+      { offset: 6 * 256 * KiB + 68 * KiB, length: 4 * KiB, zero: false },
+      { offset: 6 * 256 * KiB + 72 * KiB, length: 2 * 1024 * KiB, zero: true },
     ];
-    expect(await collect(cutExtents(extents, 4))).toEqual([
-      { offset: 0, length: 4, zero: true },
-      { offset: 4, length: 4, zero: false },
-      { offset: 8, length: 4, zero: true },
-      { offset: 12, length: 4, zero: true },
+    const MiB = 1024 * KiB;
+    expect(await collect(cutBlocks(extents, MiB))).toEqual([
+      { offset: 0, length: MiB, data: [] },
+      { offset: MiB, length: MiB, data: [{ offset: 1.5 * MiB, length: 72 * KiB }] },
+      { offset: 2 * MiB, length: MiB, data: [] },
+      { offset: 3 * MiB, length: 584 * KiB, data: [] },
     ]);
   });
 

@@ -4,7 +4,6 @@ import { isZero } from '../../toolbox/zero.ts';
 import { zeroDigest } from './chunk-codec.ts';
 import type { ChunkStore } from './chunk-store.ts';
 import { chunkLength, DiskIndex } from './disk-index.ts';
-import { freeMemory } from './free-memory.ts';
 import { chunkSize } from './layout.ts';
 
 /** Turns the blocks of a copy into chunks and their index. */
@@ -35,7 +34,6 @@ export class ChunkSink implements VolumeSink {
     const position = this.#position(offset, data.length);
     if (data.length === chunkLength(this.index.size, position)) await this.#store(position, data);
     else await this.#patch(position, offset - position * chunkSize, data);
-    freeMemory(data);
   }
 
   async zero(offset: number, length: number): Promise<void> {
