@@ -1,6 +1,7 @@
 import { randomUUID } from 'node:crypto';
 import { type FileHandle, lstat, open, rename, unlink } from 'node:fs/promises';
 import { BackupError } from '../../protocol/errors.ts';
+import { isZero } from '../../toolbox/zero.ts';
 import { type Compression, compress, decompress, digestOf } from './chunk-codec.ts';
 import { codeOf, ifMissing, makeDirectory, withFile } from './files.ts';
 import { freeMemory } from './free-memory.ts';
@@ -91,14 +92,14 @@ export class ChunkStore {
     if ((await this.find(hex, content.length)) !== undefined) return 0;
     const compressed = this.#compression === 'brotli' ? await compress(content) : undefined;
     const bytes = compressed ?? content;
-    const { length } = bytes;
+    let written = 0;
     const path =
       compressed === undefined ? this.#layout.chunk(hex) : `${this.#layout.chunk(hex)}.br`;
     const temporary = `${this.#layout.chunk(hex)}.${randomUUID()}.tmp`;
     try {
       const file = await this.#create(temporary, hex);
       try {
-        await writeAll(file, bytes);
+        written = await writeSparse(file, bytes);
       } finally {
         await file.close();
       }
@@ -108,7 +109,7 @@ export class ChunkStore {
       await unlink(temporary).catch(() => {});
       throw error;
     }
-    return length;
+    return written;
   }
 
   async #create(path: string, hex: string): Promise<FileHandle> {
@@ -122,10 +123,23 @@ export class ChunkStore {
   }
 }
 
-/** One call for 4 MiB; `FileHandle.writeFile` would make eight. */
-async function writeAll(file: FileHandle, bytes: Uint8Array): Promise<void> {
-  let done = 0;
-  while (done < bytes.length) done += (await file.write(bytes, done)).bytesWritten;
+const hole = 64 * 1024;
+
+/** Writes a file, leaving out its zeroes, in few and large calls; returns how many bytes were written. */
+async function writeSparse(file: FileHandle, bytes: Uint8Array): Promise<number> {
+  let total = 0;
+  for (let start = 0; start < bytes.length; ) {
+    let end = start;
+    while (end < bytes.length && !isZero(bytes.subarray(end, end + hole))) end += hole;
+    end = Math.min(end, bytes.length);
+    total += end - start;
+    while (start < end) {
+      start += (await file.write(bytes, start, end - start, start)).bytesWritten;
+    }
+    while (start < bytes.length && isZero(bytes.subarray(start, start + hole))) start += hole;
+  }
+  await file.truncate(bytes.length);
+  return total;
 }
 
 /** The content of a chunk's file, unproved. */
