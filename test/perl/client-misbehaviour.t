@@ -81,6 +81,21 @@ for my $case (@cases) {
     is(started(), 1, 'a call that it has read is not repeated');
     behave('');
     is($client->call('echo', { a => 1 })->{a}, 1, 'A3: an error of one call only');
+
+    $client = fresh('');
+    $pid = host_pid($client);
+    kill('STOP', $pid);
+    my $killer = fork() // die;
+    if (!$killer) {
+        sleep(0.3);
+        kill('KILL', $pid);
+        POSIX::_exit(0);
+    }
+    is(
+        $client->call('process', { long => 'x' x 3_000_000 })->{umask}, oct('77'),
+        'A3: a half line'
+    );
+    waitpid($killer, 0);
     is($pipes, 0, 'A3: no SIGPIPE');
 }
 

@@ -136,10 +136,11 @@ my sub poll($storeid) {
 
 {
     local $PVE::BackupBridge::StoragePlugin::POLL_TIMEOUT = 0.3;
-    $class->status(@store, {});
-    sleep(0.4);
+    local $PVE::BackupBridge::StoragePlugin::STATE_TIMEOUT = -1;
+    $class->status('alone', scfg(), {});
+    sleep(0.35);
     my $count = grep { m/ status$/ } calls();
-    is(($class->status(@store, {}))[3], 1, 'A12: status alone');
+    is(($class->status('alone', scfg(), {}))[3], 1, 'A12: status alone');
     is(scalar(grep { m/ status$/ } calls()), $count + 1, 'A12: is a poll of its own');
 }
 behave('slow');
