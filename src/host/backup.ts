@@ -120,6 +120,7 @@ export class BackupJob {
         log,
         signal,
       });
+      await this.#assertWritten(task);
       task.committed = true;
       await recordBitmaps({
         root,
@@ -134,6 +135,17 @@ export class BackupJob {
       await stack.release();
     }
     return {};
+  }
+
+  /** QEMU forgets what was dirty as soon as we report success [B15]: a provider's word is not enough. */
+  async #assertWritten({ backup }: Task): Promise<void> {
+    const { provider, title } = this.#context;
+    await provider.archive(backup.archiveName).catch((cause: unknown) => {
+      throw new BackupError(
+        `${title} reported success but has no archive ${backup.archiveName}: ${messageOf(cause)}`,
+        { cause },
+      );
+    });
   }
 
   async #openVolumes(

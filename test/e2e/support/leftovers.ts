@@ -42,12 +42,12 @@ async function processesOf(root: string, except: readonly number[]): Promise<str
   return found;
 }
 
-/** The hosts of a node, one per PVE process and storage. */
+/** The hosts of a node, one per PVE process and storage: `NODE HOST --root ROOT PROVIDER_DIR`. */
 export async function hostPids(root: string): Promise<number[]> {
   const found: number[] = [];
   for (const pid of await pids()) {
     const words = (await commandLine(pid)).split(' ');
-    if (words[1]?.endsWith('.mjs') && words[words.indexOf('--root') + 1] === root) found.push(pid);
+    if (words.length === 5 && words[2] === '--root' && words[3] === root) found.push(pid);
   }
   return found;
 }
@@ -97,4 +97,17 @@ async function socketsBelow(root: string, folder = root): Promise<string[]> {
     else if (entry.isDirectory()) found.push(...(await socketsBelow(root, path)));
   }
   return found;
+}
+
+/** All that lies below a node's root but logs, records and what a host may have for its work. */
+export async function pathsBelow(root: string, folder = root): Promise<string[]> {
+  const found: string[] = [];
+  for (const entry of await readdir(folder, { withFileTypes: true })) {
+    const path = join(folder, entry.name);
+    const name = path.slice(root.length + 1);
+    if (/^(?:var\/(?:log|cache|lib)|run|calls\.jsonl)(?:\/|$)/.test(name)) continue;
+    found.push(name);
+    if (entry.isDirectory()) found.push(...(await pathsBelow(root, path)));
+  }
+  return found.sort();
 }
