@@ -156,6 +156,8 @@ behave('silent');
 ($result, $seconds) = poll('silent');
 is_deeply($result, [0, 0, 0, 0], 'A12: a host that does not start is inactive');
 cmp_ok($seconds, '<', 2.2, 'A12: the start counts');
+is($class->check_connection('silent', scfg()), 1, 'B1: a job waits for a host that starts slowly');
+is($class->check_connection('slow', scfg()), 0, 'B1: but not for a store that does not answer');
 
 behave('');
 ($result) = poll('hang');

@@ -334,6 +334,12 @@ my sub stop($storeid) {
     lose($host, complaint($host, 'was stopped'));
 }
 
+# Whether it is the host, and not its store, that keeps a call with a deadline waiting.
+sub is_starting($self) {
+    my $host = $hosts->{ $self->{storeid} };
+    return $host && !$host->{opened};
+}
+
 # The host that this process has already, if it is of use.
 my sub find_host($storeid, $scfg) {
     my $host = $hosts->{$storeid} or return;

@@ -28,10 +28,13 @@ our $STATE_TIMEOUT = 60;
 my $deadlines = {}; # storeid => of the poll under way
 my $states = {}; # storeid => { time, sizes } of the last answers
 
-my sub call($class, $storeid, $scfg, $method, $params = {}, %opts) {
+my sub client($class, $storeid, $scfg) {
     PVE::BackupBridge::Manifest::require_valid($class->type());
-    my $client = PVE::BackupBridge::Client->new($class->type(), $storeid, $scfg);
-    return $client->call($method, $params, %opts);
+    return PVE::BackupBridge::Client->new($class->type(), $storeid, $scfg);
+}
+
+my sub call($class, $storeid, $scfg, $method, $params = {}, %opts) {
+    return client($class, $storeid, $scfg)->call($method, $params, %opts);
 }
 
 my sub call_archive($class, $storeid, $scfg, $method, $volname, %params) {
@@ -102,7 +105,8 @@ my sub poll($class, $storeid, $scfg, $method, $is_first) {
 
 sub check_connection($class, $storeid, $scfg, @) {
     return 1 if poll($class, $storeid, $scfg, 'check_connection', 1);
-    return $states->{$storeid} ? 1 : 0;
+    # A busy node is no reason to refuse a backup: the calls that follow wait for the host.
+    return $states->{$storeid} || client($class, $storeid, $scfg)->is_starting() ? 1 : 0;
 }
 
 # Does no work: what dead runs left is collected by jobs.
