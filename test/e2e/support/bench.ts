@@ -49,6 +49,8 @@ export interface Backup extends Archive {
   /** By QEMU's own count, at the instant of the backup, cut at the end of the disk [E2]. */
   readonly dirtyBytes: number;
   /** By the bridge's own count; undefined if nothing was copied to the end. */
+  readonly backedUpBytes: number | undefined;
+  /** Of these; the rest is known to be zero, which QEMU tells in full backups only. */
   readonly readBytes: number | undefined;
 }
 
@@ -99,14 +101,14 @@ export class Bench {
   async backUp(options: Partial<VzdumpOptions> = {}): Promise<Backup> {
     const storage = options.storage ?? this.#storeid;
     await this.nextSecond();
-    const before = (await copiedBytes(this.node, storage)).length;
+    const before = (await copies(this.node, storage)).length;
     const start = Date.now();
     const { exitCode, all = '' } = await this.node.vzdump([this.vmid], { ...options, storage });
     const seconds = (Date.now() - start) / 1000;
     const [volid = ''] = this.archivesIn(all, storage);
-    const copied = (await copiedBytes(this.node, storage)).slice(before);
-    const readBytes = copied.length > 0 ? sum(copied) : undefined;
-    return { exitCode, log: all, seconds, volid, readBytes, ...(await this.#instant()) };
+    const copied = (await copies(this.node, storage)).slice(before).pop();
+    const counts = { backedUpBytes: copied?.dirty, readBytes: copied?.read };
+    return { exitCode, log: all, seconds, volid, ...counts, ...(await this.#instant()) };
   }
 
   /** The volids that a task log names; two backups of a guest cannot start in one second. */
@@ -185,13 +187,11 @@ export async function startBench(options: BenchOptions): Promise<Bench> {
   return new Bench({ node, vm, vmid, store, storeid }, disks);
 }
 
-/** What each backup read from its disks, by the storage's log. */
-async function copiedBytes(node: PveNode, storage: string): Promise<number[]> {
+/** What each backup copied, in bytes, by the storage's log. */
+async function copies(node: PveNode, storage: string): Promise<{ dirty: number; read: number }[]> {
   const path = join(node.root, `var/log/pve-backup-bridge/${storage}.log`);
   const lines = (await readFile(path, 'utf8').catch(() => '')).split('\n');
   return lines
     .filter((line) => line.includes('"msg":"copied"'))
-    .map((line) => (JSON.parse(line) as { read: number }).read);
+    .map((line) => JSON.parse(line) as { dirty: number; read: number });
 }
-
-const sum = (numbers: readonly number[]) => numbers.reduce((total, each) => total + each, 0);
