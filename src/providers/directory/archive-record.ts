@@ -23,9 +23,8 @@ const archiveRecord = z.object({
   /** SHA-256 of the files next to this one. */
   files: z.record(z.string(), sha256),
   /**
-   * Bytes by which this backup made the store grow: chunks that were new, indexes, configs. It is what PVE
-   * lists, as with any incremental format; the sum over all archives is the store's size, and it needs no
-   * look at any chunk. It does not say what removing this archive would free.
+   * Bytes by which this backup made the store grow: chunks that were new, indexes, configs. It does not say
+   * what removing this archive would free.
    */
   storedBytes: size,
 });
@@ -43,6 +42,14 @@ export async function readRecord(layout: Layout, name: string): Promise<ArchiveR
   } catch (cause) {
     throw new BackupError(`${path} is damaged or of another version`, { cause });
   }
+}
+
+/**
+ * What PVE lists: the bytes that a restore writes. Every archive is whole, so what an incremental one added
+ * to the store would only make it look empty.
+ */
+export function archiveSizeOf({ volumes }: Pick<ArchiveRecord, 'volumes'>): number {
+  return Object.values(volumes).reduce((sum, volume) => sum + volume.size, 0);
 }
 
 /** The bytes of archive.json. */

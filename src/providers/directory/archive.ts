@@ -3,7 +3,7 @@ import { dirname, join } from 'node:path';
 import { BackupError } from '../../protocol/errors.ts';
 import type { Archive, ArchiveInfo, VmRestore } from '../../sdk/provider.ts';
 import { hasMember, readConfig } from './archive-members.ts';
-import { type ArchiveRecord, readRecord } from './archive-record.ts';
+import { type ArchiveRecord, archiveSizeOf, readRecord } from './archive-record.ts';
 import { ifMissing, readBounded, storeError, syncDirectory, writeAtomically } from './files.ts';
 import { type Layout, member, type ParsedName, suffix } from './layout.ts';
 import type { Store } from './store.ts';
@@ -133,6 +133,6 @@ export async function openBridgeArchive(
   parsed: ParsedName,
 ): Promise<Archive> {
   const record = await readRecord(store.layout, name);
-  const info = await describeArchive(store.layout, name, parsed, record.storedBytes);
+  const info = await describeArchive(store.layout, name, parsed, archiveSizeOf(record));
   return new BridgeArchive(store, info, record);
 }

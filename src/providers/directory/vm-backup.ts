@@ -12,7 +12,7 @@ import type {
 } from '../../sdk/provider.ts';
 import type { Lock } from '../../toolbox/lock.ts';
 import { sha256 } from './archive-members.ts';
-import { encodeRecord } from './archive-record.ts';
+import { archiveSizeOf, encodeRecord } from './archive-record.ts';
 import { type Base, findBases } from './base-archive.ts';
 import { copyVolumes } from './copy-volumes.ts';
 import { isFull, storeError } from './files.ts';
@@ -40,7 +40,7 @@ class DirectoryVmBackup implements VmBackup {
   readonly #tool: string;
   readonly #place: Place;
   #bases = new Map<string, Base>();
-  #storedBytes = 0;
+  #archiveSize = 0;
   #full = false;
   #ended: Promise<void> | undefined;
 
@@ -79,7 +79,7 @@ class DirectoryVmBackup implements VmBackup {
   async finish(): Promise<{ archiveSize: number }> {
     this.#ended ??= this.#end();
     await this.#ended;
-    return { archiveSize: this.#place.directory.committed ? this.#storedBytes : 0 };
+    return { archiveSize: this.#place.directory.committed ? this.#archiveSize : 0 };
   }
 
   /** Goes into the archive, if there is one. */
@@ -94,6 +94,7 @@ class DirectoryVmBackup implements VmBackup {
   async #write(input: VmBackupInput): Promise<void> {
     const { directory } = this.#place;
     const files: Record<string, string> = {};
+    let storedBytes = 0;
     for (const [file, content] of [
       [member.guestConfig, input.guestConfig],
       [member.firewallConfig, input.firewallConfig],
@@ -101,10 +102,10 @@ class DirectoryVmBackup implements VmBackup {
       if (content === undefined) continue;
       await writeFile(directory.path(file), content);
       files[file] = sha256(content);
-      this.#storedBytes += content.length;
+      storedBytes += content.length;
     }
     const copied = await copyVolumes(input, this.#bases, this.#store.chunks, directory);
-    this.#storedBytes += copied.storedBytes;
+    this.#archiveSize = archiveSizeOf(copied);
     const record = encodeRecord({
       format: 1,
       archiveId: this.archiveId,
@@ -115,7 +116,7 @@ class DirectoryVmBackup implements VmBackup {
       chunkSize,
       volumes: copied.volumes,
       files,
-      storedBytes: this.#storedBytes,
+      storedBytes: storedBytes + copied.storedBytes,
     });
     input.signal.throwIfAborted();
     await writeFile(directory.path(member.record), record);
