@@ -35,7 +35,7 @@ export class ChunkStore {
 
   /** Not durable before the file system is synced. */
   async put(content: Uint8Array): Promise<PutResult> {
-    const digest = await digestOf(content);
+    const digest = digestOf(content);
     const hex = digest.toString('hex');
     const other = this.#puts.get(hex);
     if (other !== undefined) {
@@ -82,7 +82,7 @@ export class ChunkStore {
     const content = await readChunk(found, length).catch((cause: unknown) => {
       throw new BackupError(`chunk ${hex} cannot be read`, { cause });
     });
-    if (content.length !== length || !(await digestOf(content)).equals(digest)) {
+    if (content.length !== length || !digestOf(content).equals(digest)) {
       throw new BackupError(`chunk ${hex} is damaged`);
     }
     return content;
@@ -128,17 +128,19 @@ const hole = 64 * 1024;
 /** Writes a file, leaving out its zeroes, in few and large calls; returns how many bytes were written. */
 async function writeSparse(file: FileHandle, bytes: Uint8Array): Promise<number> {
   let total = 0;
+  let size = 0;
   for (let start = 0; start < bytes.length; ) {
     let end = start;
     while (end < bytes.length && !isZero(bytes.subarray(end, end + hole))) end += hole;
     end = Math.min(end, bytes.length);
     total += end - start;
+    if (end > start) size = end;
     while (start < end) {
       start += (await file.write(bytes, start, end - start, start)).bytesWritten;
     }
     while (start < bytes.length && isZero(bytes.subarray(start, start + hole))) start += hole;
   }
-  await file.truncate(bytes.length);
+  if (size < bytes.length) await file.truncate(bytes.length);
   return total;
 }
 

@@ -16,9 +16,9 @@ test.each([1, 512, 4095, 4096, 65_537, chunk])('%i bytes come back', async (leng
 
 test('what does not compress is left as it is', async () => {
   const noise = randomBytes(chunk);
-  const before = await digestOf(noise);
+  const before = digestOf(noise);
   expect(await compress(noise)).toBeUndefined();
-  expect((await digestOf(noise)).equals(before)).toBe(true);
+  expect(digestOf(noise).equals(before)).toBe(true);
   expect(await compress(Buffer.from([7]))).toBeUndefined();
 });
 
