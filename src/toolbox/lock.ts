@@ -4,6 +4,8 @@ import { abortable, abortError } from './abort.ts';
 import { ProgramError, startProgram } from './run.ts';
 
 export interface Lock {
+  /** False once released, or lost because its holder was killed. */
+  readonly held: boolean;
   /** Idempotent. */
   release(): Promise<void>;
 }
@@ -47,5 +49,15 @@ export async function acquireLock(
     if (error instanceof ProgramError && error.exitCode === heldByOther) return undefined;
     throw error;
   }
-  return { release: () => holder.stop() };
+  let held = true;
+  const end = () => {
+    held = false;
+  };
+  holder.exited.then(end, end);
+  return {
+    get held() {
+      return held;
+    },
+    release: () => holder.stop(),
+  };
 }

@@ -357,7 +357,8 @@ my sub cancel($host, $id) {
     request($host, 'cancel', {});
     my $is_done = sub { $host->{calls}->{$id} };
     eval { wait_for($host, now() + $CANCEL_TIMEOUT, $is_done) };
-    delete $host->{calls}->{$id};
+    my $is_deaf = !$host->{lost} && !delete $host->{calls}->{$id};
+    kill_host($host, 'did not end its work when it was told to') if $is_deaf;
 }
 
 # Sends a call and waits for its answer, at least until the deadline. Returns its id, undef if there was

@@ -69,9 +69,14 @@ export async function syncFileSystem(path: string): Promise<void> {
   await run('sync', ['-f', path]);
 }
 
-/** Creates a directory, and its parents; no error if it exists. */
+/**
+ * Creates a directory; no error if it exists. Never its parents: where the store's file system has been
+ * unmounted, nothing may be written below its mount point.
+ */
 export async function makeDirectory(path: string): Promise<void> {
-  await mkdir(path, { recursive: true, mode: 0o700 });
+  await mkdir(path, { mode: 0o700 }).catch((error: unknown) => {
+    if (codeOf(error) !== 'EEXIST') throw error;
+  });
 }
 
 /** True if the file system, or a quota on it, is full. */

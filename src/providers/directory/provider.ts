@@ -30,7 +30,7 @@ export class DirectoryProvider implements Provider {
   readonly #backups = new Set<VmBackup>();
 
   constructor(storage: Storage, tool: string) {
-    const { cluster, log, runDir, signal } = storage;
+    const { cluster, log, runDir, cacheDir, signal } = storage;
     const options = directoryOptions.parse(storage.options);
     this.#tool = tool;
     this.#store = new Store({
@@ -39,6 +39,7 @@ export class DirectoryProvider implements Provider {
       user: { cluster, sharedWith: options['bridge-dir-shared-with-cluster'] },
       log,
       runDir,
+      cacheDir,
       signal,
     });
   }

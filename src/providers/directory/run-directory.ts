@@ -57,6 +57,7 @@ export class RunDirectory {
     const target = layout.archive(name);
     const vmid = parseArchiveName(name)?.vmid ?? 0;
     const starting = join(layout.guest(vmid), `.${randomUUID()}${suffix.starting}`);
+    await makeDirectory(layout.guest(vmid));
     await makeDirectory(starting);
     let lock: Lock | undefined;
     try {

@@ -4,6 +4,7 @@ import { acquireLock, type Lock } from '../../toolbox/lock.ts';
 import type { Compression } from './chunk-codec.ts';
 import { ChunkStore } from './chunk-store.ts';
 import { makeDirectory, storeError } from './files.ts';
+import { KnownStore } from './known-store.ts';
 import { type Layout, layoutOf } from './layout.ts';
 import { checkStore, initialiseStore, type StoreUser } from './store-file.ts';
 
@@ -16,6 +17,7 @@ export class Store {
   readonly chunks: ChunkStore;
   readonly log: Logger;
   readonly #user: StoreUser;
+  readonly #known: KnownStore;
   /** For sockets, on a tmpfs. */
   readonly runDir: string;
   /** Aborts when the host ends. */
@@ -27,19 +29,23 @@ export class Store {
     user: StoreUser;
     log: Logger;
     runDir: string;
+    cacheDir: string;
     signal: AbortSignal;
   }) {
     this.layout = layoutOf(options.path);
     this.chunks = new ChunkStore(this.layout, options.compression);
     this.log = options.log;
     this.#user = options.user;
+    this.#known = new KnownStore(options.cacheDir, options.path);
     this.runDir = options.runDir;
     this.signal = options.signal;
   }
 
   /** To be called before each use. True if there is a store; a directory with none may still hold archives. */
   async check(): Promise<boolean> {
-    return checkStore(this.layout, this.#user);
+    const found = await checkStore(this.layout, this.#user);
+    await (found ? this.#known.note() : this.#known.assertNew());
+    return found;
   }
 
   /** Like `check`, and makes the directory a store. */

@@ -1,5 +1,6 @@
 import { lstat, readdir, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { BackupError } from '../../protocol/errors.ts';
 import { formatBytes } from '../../toolbox/bytes.ts';
 import { digestLength } from './chunk-codec.ts';
 import { DigestSet } from './digest-set.ts';
@@ -72,6 +73,7 @@ export async function sweep(store: Store): Promise<void> {
     const named = await namedDigests(layout);
     const freed = { chunks: 0, bytes: 0 };
     await forEachParallel(garbage(layout, named), width, async (path) => {
+      if (!lock.held) throw new BackupError('the lock of the store was lost: the sweep is put off');
       const stats = await lstat(path).catch(ifMissing);
       if (stats === undefined) return;
       await unlink(path).catch(ifMissing);

@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { createReadStream, createWriteStream } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
 import { pipeline } from 'node:stream/promises';
+import { BackupError } from '../../protocol/errors.ts';
 import type { BitmapRequest } from '../../protocol/model.ts';
 import type {
   BitmapLedger,
@@ -66,6 +67,9 @@ class DirectoryVmBackup implements VmBackup {
     const { path } = this.#store.layout;
     try {
       await this.#write(input);
+      // Without the lock a sweep may have taken chunks of this archive for garbage.
+      if (!this.#place.lock.held)
+        throw new BackupError('the lock of the store was lost: try again');
       await this.#place.directory.commit();
     } catch (error) {
       this.#full = isFull(error);
