@@ -65,11 +65,11 @@ export interface Restore {
 /** A node, a directory store and a VM; archives are restored as new VMs and compared disk by disk. */
 export class Bench {
   readonly node: PveNode;
-  readonly vm: VirtualMachine;
   readonly vmid: number;
   /** The path of the first storage. */
   readonly store: string;
   readonly #storeid: string;
+  #vm: VirtualMachine;
   #disks: readonly DiskSpec[];
   #lastStart = 0;
   #newId = 900;
@@ -79,11 +79,24 @@ export class Bench {
     disks: readonly DiskSpec[],
   ) {
     this.node = parts.node;
-    this.vm = parts.vm;
+    this.#vm = parts.vm;
     this.vmid = parts.vmid;
     this.store = parts.store;
     this.#storeid = parts.storeid;
     this.#disks = disks;
+  }
+
+  get vm(): VirtualMachine {
+    return this.#vm;
+  }
+
+  /** Destroys the VM and makes another one with the same id, whose disks are filled from their seeds. */
+  async replaceVm(disks: readonly DiskSpec[]): Promise<void> {
+    await this.#vm.stop();
+    const { node, vmid } = this;
+    const spec = { root: node.root, vmid, disks, keepInstantCopy: true };
+    this.#vm = await VirtualMachine.start(spec);
+    await this.setDisks(disks);
   }
 
   /** The VM's disks after a restart with other ones, in config as well. */
