@@ -72,7 +72,7 @@ export class BackupJob {
   /** Also begun by `backup_init`: a host that replaces a dead one in mid-job gets no job_init. */
   async #start(startTime: Date): Promise<void> {
     if (this.#open) return;
-    await collectStaleExports(this.#context.mounts);
+    await collectStaleExports(this.#context.mounts, this.#context.log);
     await this.#context.provider.startJob?.({ startTime });
     this.#open = true;
     this.#context.lifecycle.hold();
@@ -176,7 +176,7 @@ export class BackupJob {
     if (success && !task?.committed) {
       await this.#finishTask({ success: false, error: 'nothing was committed' });
       throw new BackupError(
-        `the backup of guest ${vmid} was not completed: no archive was written`,
+        `the backup of guest ${vmid} was not completed: no archive is known to be written`,
       );
     }
     if (task === undefined) return {};

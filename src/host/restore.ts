@@ -71,9 +71,9 @@ export class Restores {
   }
 
   async #init(volname: string) {
-    const { provider, title, lifecycle, mounts } = this.#context;
+    const { provider, title, lifecycle, mounts, log } = this.#context;
     await this.#cleanup(volname);
-    await collectStaleExports(mounts);
+    await collectStaleExports(mounts, log);
     const archive = await archiveOf(provider, volname);
     if (archive.restoreVm === undefined) throw new BackupError(`${title} does not restore VMs`);
     const restore = await archive.restoreVm();

@@ -70,13 +70,18 @@ export async function exportImage(
 }
 
 /** Removes what killed processes left of their exports; those of living ones stay. */
-export async function collectStaleExports(directory: string): Promise<void> {
+export async function collectStaleExports(directory: string, log: Logger): Promise<void> {
   for (const entry of await readdir(directory).catch(() => [])) {
     const [, pid, startTime] = /^(\d+)-(\d+)-\d+$/.exec(entry) ?? [];
     if (pid === undefined || (await isSameProcess(Number(pid), Number(startTime)))) continue;
     const own = join(directory, entry);
-    await unmount(parts(own).mountPoint);
-    await removeEmpty(own);
+    try {
+      await unmount(parts(own).mountPoint);
+      await removeEmpty(own);
+    } catch (error) {
+      // Another process may be collecting it too, and no leftover is worth a job or a restore.
+      log.debug('cannot collect what a dead process left', { own, error: String(error) });
+    }
   }
 }
 

@@ -11,6 +11,8 @@ export interface ProgressStep {
 }
 
 const intervalMs = 3000;
+/** A percent of a large disk may take minutes: a sign of life then. */
+const silenceMs = 60_000;
 
 /** The progress lines of one backup in the task log, in vzdump's words; shared by its volumes. */
 export class Progress {
@@ -36,9 +38,9 @@ export class Progress {
     this.#sum.written += written;
     this.#sum.zero += zero;
     const now = this.#now();
-    if (now - this.#last.at >= intervalMs && this.#percent() !== this.#last.percent) {
-      this.#line(now);
-    }
+    const waited = now - this.#last.at;
+    const isNews = this.#percent() !== this.#last.percent || waited >= silenceMs;
+    if (waited >= intervalMs && isNews) this.#line(now);
   }
 
   /**

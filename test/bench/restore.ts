@@ -18,6 +18,9 @@ async function convert(bench: BenchVm, source: string): Promise<void> {
 async function measure(bench: BenchVm, compression: Compression): Promise<Result> {
   const host = await bench.openStore(compression);
   const { archive } = await bench.backUp(host);
+  // QEMU holds a lock on the disk itself.
+  const image = join(bench.root, 'image.raw');
+  await execa('cp', ['--sparse=auto', bench.vm.diskPath(disk.device), image]);
   const volname = `backup/${archive}`;
   const volume = { volname, 'device-name': disk.device };
   const clean = async () => {
@@ -35,11 +38,9 @@ async function measure(bench: BenchVm, compression: Compression): Promise<Result
   };
   const plain = async () => {
     await clean();
-    return timed(() => convert(bench, bench.vm.diskPath(disk.device)));
+    return timed(() => convert(bench, image));
   };
-  await bench.vm.pause();
   const seconds = await inTurn(rounds, restore, plain);
-  await bench.vm.resume();
   const ours = disk.size / MiB / seconds.ours;
   const theirs = disk.size / MiB / seconds.theirs;
   const ratio = ours / theirs;

@@ -133,7 +133,7 @@ describe('a provider that misbehaves', () => {
     await host.call('backup_vm', vm);
     const cleanup = { vmid: 100, vmtype: 'qemu', success: true, info: {} };
     expect((await host.call('backup_cleanup', cleanup)).error?.message).toContain(
-      'no archive was written',
+      'no archive is known to be written',
     );
   });
 

@@ -72,6 +72,8 @@ waitpid($pid, 0);
 is($err, "interrupted by signal\n", 'A3: further signals change nothing');
 cmp_ok($seconds, '>=', 4, 'A3: a host that ignores cancel is waited for');
 cmp_ok($seconds, '<', 4.5, 'A3: for 4 s');
+behave('answer');
+ok(host_pid($client), 'A3: it is killed then: the cleanup that follows gets another host');
 $pid = later(0.3, 'TERM');
 is(error_of(sub { sleep(5) for 1 .. 2 }), "interrupted by signal\n", 'handlers are back after it');
 waitpid($pid, 0);

@@ -14,6 +14,7 @@ import { processStartTime } from '../../src/toolbox/processes.ts';
 import { LogLines } from './support/log.ts';
 
 const mib = 1024 * 1024;
+const log = new LogLines();
 let directory: string;
 const closers: (() => Promise<void>)[] = [];
 
@@ -174,7 +175,7 @@ describe('image export', () => {
       child.kill('SIGKILL');
       await expect.poll(() => processStartTime(nbdfuse), { timeout: 5000 }).toBeUndefined();
       expect(await isMounted(mountPoint)).toBe(false);
-      await collectStaleExports(directory);
+      await collectStaleExports(directory, log);
       expect(await readdir(directory)).toEqual([]);
     });
 
@@ -187,17 +188,26 @@ describe('image export', () => {
       await expect.poll(() => processStartTime(dead.nbdfuse)).toBeUndefined();
       await exit;
       expect(await isMounted(dead.mountPoint)).toBe(true);
-      await collectStaleExports(directory);
+      await collectStaleExports(directory, log);
       expect(await isMounted(dead.mountPoint)).toBe(false);
       expect((await stat(alive.path)).size).toBe(mib);
       alive.child.kill('SIGKILL');
       await expect.poll(() => processStartTime(alive.nbdfuse), { timeout: 5000 }).toBeUndefined();
-      await collectStaleExports(directory);
+      await collectStaleExports(directory, log);
       expect(await readdir(directory)).toEqual([]);
     });
   });
 
+  test('a leftover that cannot be removed keeps no job and no restore from its work', async () => {
+    for (const name of ['1-1-1', '1-1-2'])
+      await mkdir(join(directory, name, 'm'), { recursive: true });
+    await writeFile(join(directory, '1-1-1/m/stray'), '');
+    await collectStaleExports(directory, log);
+    expect(await readdir(directory)).toEqual(['1-1-1']);
+    await rm(join(directory, '1-1-1'), { recursive: true });
+  });
+
   test('a directory that is not there has nothing to collect', async () => {
-    await collectStaleExports(join(directory, 'none'));
+    await collectStaleExports(join(directory, 'none'), log);
   });
 });

@@ -295,7 +295,10 @@ my sub start($type, $storeid, $scfg) {
     }
     my @root = $ROOT eq '' ? () : ('--root', $ROOT);
     my @command = ($NODE, $HOST, @root, PVE::BackupBridge::Manifest::directory($type));
-    my $log_file = "$ROOT/var/log/pve-backup-bridge/$storeid.log";
+    my $log_directory = "$ROOT/var/log/pve-backup-bridge";
+    # The host makes it as well, but what keeps it from starting has to go there, too.
+    mkdir($log_directory, 0700);
+    my $log_file = "$log_directory/$storeid.log";
     socketpair(my $ours, my $theirs, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die "socketpair - $!\n";
     my $pid = spawn($theirs, $log_file, @command);
     my $flags = fcntl($ours, F_GETFL, 0) or die "fcntl - $!\n";
