@@ -57,6 +57,8 @@ export class BenchVm {
     await this.#host?.exit;
     this.#host = undefined;
     await rm(this.storePath, { recursive: true, force: true });
+    // There it is remembered that the path had a store.
+    await rm(join(this.root, 'var/cache'), { recursive: true, force: true });
   }
 
   /** Runs `work` while the snapshot is exported on `socket`. */
