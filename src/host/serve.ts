@@ -26,6 +26,12 @@ async function loadProvider(directory: string, type: string): Promise<ProviderDe
   return defineProvider(exported.default);
 }
 
+/** stderr is the storage's log file, also before `open` has opened it: a line as the log has them. */
+function noteOnStderr(message: string): void {
+  const line = { level: 30, time: new Date().toISOString(), pid: process.pid, msg: message };
+  process.stderr.write(`${JSON.stringify(line)}\n`);
+}
+
 /** Serves the calls that come over file descriptor 0 until the lifecycle ends the process. */
 export async function serve(options: {
   root: string;
@@ -33,9 +39,7 @@ export async function serve(options: {
   type: string;
 }): Promise<void> {
   const definition = await loadProvider(options.directory, options.type);
-  const lifecycle = new Lifecycle((message) =>
-    process.stderr.write(`${new Date().toISOString()} ${message}\n`),
-  );
+  const lifecycle = new Lifecycle(noteOnStderr);
   const channel = new Channel(new Socket({ fd: 0, readable: true, writable: true }), (reason) =>
     lifecycle.end(reason.message),
   );
