@@ -6,7 +6,7 @@ import { hasMember, readConfig } from './archive-members.ts';
 import { type ArchiveRecord, archiveSizeOf, readRecord } from './archive-record.ts';
 import { ifMissing, readBounded, storeError, syncDirectory, writeAtomically } from './files.ts';
 import { type Layout, member, type ParsedName, suffix } from './layout.ts';
-import type { Store } from './store.ts';
+import { restoreWaitMs, type Store } from './store.ts';
 import { sweep, wantSweep } from './sweep.ts';
 import { openRestore } from './vm-restore.ts';
 
@@ -113,7 +113,7 @@ class BridgeArchive extends StoredArchive {
 
   async restoreVm(): Promise<VmRestore> {
     const { store, info } = this;
-    const lock = await store.share();
+    const lock = await store.share(restoreWaitMs);
     try {
       return await openRestore(store.layout, info.name, this.#record, store.chunks, () =>
         lock.release(),

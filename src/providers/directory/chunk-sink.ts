@@ -33,13 +33,13 @@ export class ChunkSink implements VolumeSink {
     signal.throwIfAborted();
     const position = this.#position(offset, data.length);
     if (data.length === chunkLength(this.index.size, position)) await this.#store(position, data);
-    else await this.#patch(position, offset - position * chunkSize, data);
+    else await this.#patch(position, offset - position * chunkSize, data, signal);
   }
 
-  async zero(offset: number, length: number): Promise<void> {
+  async zero(offset: number, length: number, signal: AbortSignal): Promise<void> {
     const position = this.#position(offset, length);
     if (length === chunkLength(this.index.size, position)) this.#set(position, zeroDigest);
-    else await this.#patch(position, offset - position * chunkSize, Buffer.alloc(length));
+    else await this.#patch(position, offset - position * chunkSize, Buffer.alloc(length), signal);
   }
 
   /** Rejects if a part of the disk came neither from the source nor from the archive before. */
@@ -77,21 +77,22 @@ export class ChunkSink implements VolumeSink {
     this.stats.stored += written;
   }
 
-  async #patch(position: number, at: number, data: Buffer): Promise<void> {
+  async #patch(position: number, at: number, data: Buffer, signal: AbortSignal): Promise<void> {
     const before = this.#patches.get(position) ?? Promise.resolve();
-    const patch = before.then(() => this.#overlay(position, at, data));
+    const patch = before.then(() => this.#overlay(position, at, data, signal));
     this.#patches.set(position, patch);
     await patch.finally(() => {
       if (this.#patches.get(position) === patch) this.#patches.delete(position);
     });
   }
 
-  async #overlay(position: number, at: number, data: Buffer): Promise<void> {
+  async #overlay(position: number, at: number, data: Buffer, signal: AbortSignal): Promise<void> {
     if (this.#known[position] === 0) throw this.#unknown(position);
     const length = chunkLength(this.index.size, position);
     const content = this.index.isZero(position)
       ? Buffer.alloc(length)
       : Buffer.from(await this.#chunks.get(this.index.digest(position), length));
+    signal.throwIfAborted();
     content.set(data, at);
     if (isZero(content)) this.#set(position, zeroDigest);
     else await this.#store(position, content);

@@ -65,7 +65,7 @@ export async function copyVolumes(
     await copyVolume(source, sink, options);
     sink.assertComplete();
     const { bytes } = sink.index;
-    await writeFile(directory.path(member.index(device)), bytes);
+    await writeFile(directory.path(member.index(device)), bytes, { flag: 'wx' });
     volumes[device] = { size: source.size, index: sha256(bytes) };
     sum.stored += sink.stats.stored;
     sum.reused += sink.stats.reused;

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, mkdir, open, rename, unlink } from 'node:fs/promises';
 import { dirname } from 'node:path';
@@ -45,9 +46,9 @@ export async function readBounded(path: string, limit: number): Promise<Buffer> 
 
 /** Replaces or creates a file so that a crash leaves the old or the new content. */
 export async function writeAtomically(path: string, content: Uint8Array | string): Promise<void> {
-  const temporary = `${path}.${process.pid}.tmp`;
+  const temporary = `${path}.${randomUUID()}.tmp`;
   try {
-    await withFile(temporary, 'w', async (file) => {
+    await withFile(temporary, 'wx', async (file) => {
       await file.writeFile(content);
       await file.sync();
     });
@@ -63,6 +64,9 @@ export async function writeAtomically(path: string, content: Uint8Array | string
 export async function syncDirectory(path: string): Promise<void> {
   await withFile(path, constants.O_RDONLY | constants.O_DIRECTORY, (file) => file.sync());
 }
+
+/** Makes everything on the file system of a path durable. */
+export type Sync = (path: string) => Promise<void>;
 
 /** Makes everything on the file system of `path` durable, thousands of chunks at once. */
 export async function syncFileSystem(path: string): Promise<void> {

@@ -69,8 +69,6 @@ export const member = {
   log: 'backup.log',
   /** There if a chunk of the archive is known to be damaged: one digest a line. */
   damaged: 'damaged',
-  /** Locked as long as the backup runs. */
-  runLock: 'run.lock',
   /** Which boot of which node runs the backup. */
   run: 'run.json',
   index: (device: string) => `${device}.index`,

@@ -1,11 +1,10 @@
 import { lstat, rename, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { messageOf } from '../../protocol/errors.ts';
-import { acquireLock } from '../../toolbox/lock.ts';
 import { digestOf } from './chunk-codec.ts';
 import { readChunk } from './chunk-store.ts';
 import { chunkFiles, entriesWith } from './directories.ts';
-import { ifMissing, makeDirectory, syncFileSystem } from './files.ts';
+import { ifMissing, makeDirectory } from './files.ts';
 import { chunkSize, member, suffix } from './layout.ts';
 import { markDamaged } from './mark-damaged.ts';
 import { forEachParallel } from './parallel.ts';
@@ -13,63 +12,98 @@ import { bootId, bootIdOf } from './run-directory.ts';
 import type { Store } from './store.ts';
 import { sweepIfWanted, wantSweep } from './sweep.ts';
 
-/** A backup needs less than this to get from its first directory to its lock. */
-const startingMs = 60_000;
 /** Clocks of file systems may be this coarse. */
 const coarseMs = 2000;
 const width = 4;
 
-async function removeTree(path: string): Promise<void> {
-  await rm(path, { recursive: true, force: true });
+async function entriesOf(store: Store, ending: string): Promise<string[]> {
+  const entries: string[] = [];
+  for await (const entry of entriesWith(store.layout, ending)) entries.push(entry);
+  return entries;
 }
 
-async function modifiedAt(path: string): Promise<number | undefined> {
-  return (await lstat(path).catch(ifMissing))?.mtimeMs;
+/** True if a chunk's file has another content than its name says; rejects where the file system fails. */
+async function isDamaged(path: string, hex: string, size: number): Promise<boolean> {
+  const chunk = { path, compressed: path.endsWith('.br'), size: Math.min(size, 2 * chunkSize) };
+  try {
+    return digestOf(await readChunk(chunk, chunkSize)).toString('hex') !== hex;
+  } catch (error) {
+    // Only a failed system call has one: everything else is about the content.
+    if (error instanceof Error && 'syscall' in error) return ifMissing(error) ?? false;
+    return true;
+  }
 }
 
 /**
  * After a power failure a chunk of the dead run may have its name and size but not its content, and nobody
- * may use it unread. Sets such chunks aside.
+ * may use it unread. Sets such chunks aside; nobody else may use the store meanwhile.
  */
 async function checkChunksSince(store: Store, since: number): Promise<void> {
   const { layout, log } = store;
   log.info('a node went down during a backup: the chunks written since are checked');
-  const damaged = new Set<string>();
+  const damaged = new Map<string, string>();
   for await (const { directory, names } of chunkFiles(layout)) {
     await forEachParallel(names, width, async (name) => {
       const [, hex] = /^([0-9a-f]{64})(?:\.br)?$/.exec(name) ?? [];
       const path = join(directory, name);
       const stats = await lstat(path).catch(ifMissing);
-      if (hex === undefined || stats === undefined || stats.mtimeMs < since - coarseMs) return;
-      const chunk = {
-        path,
-        compressed: name.endsWith('.br'),
-        size: Math.min(stats.size, 2 * chunkSize),
-      };
-      const digest = await readChunk(chunk, chunkSize).then(digestOf, () => undefined);
-      if (digest?.toString('hex') === hex) return;
-      await makeDirectory(layout.damagedChunks);
-      await rename(path, join(layout.damagedChunks, name));
-      damaged.add(hex);
+      if (hex === undefined || !stats?.isFile() || stats.mtimeMs < since - coarseMs) return;
+      if (await isDamaged(path, hex, stats.size)) damaged.set(name, hex);
     });
   }
-  if (damaged.size > 0) log.warn(`${damaged.size} damaged chunks were set aside`);
-  await markDamaged(store, damaged);
+  if (damaged.size === 0) return;
+  // First, so that no crash leaves an archive without its chunk and without the mark.
+  await markDamaged(store, new Set(damaged.values()));
+  await makeDirectory(layout.damagedChunks);
+  for (const [name, hex] of damaged) {
+    const path = join(layout.chunkDirectory(hex), name);
+    await rename(path, join(layout.damagedChunks, name)).catch(ifMissing);
+  }
+  log.warn(`${damaged.size} damaged chunks were set aside`);
 }
 
-/** Undefined if the run lives. Otherwise removes it once its chunks can be trusted, and returns true. */
-async function collectRun(store: Store, entry: string): Promise<boolean> {
-  const directory = store.layout.archive(entry);
-  const runLock = join(directory, member.runLock);
-  const lock = await acquireLock(runLock, 'exclusive', { wait: false }).catch(() => undefined);
-  if (lock === undefined) return false;
+/** Removes what a dead run left once its chunks can be trusted. */
+async function collectRun(store: Store, directory: string): Promise<void> {
+  const run = await lstat(join(directory, member.run)).catch(ifMissing);
+  if ((await bootIdOf(directory)) === (await bootId())) await store.sync(store.layout.path);
+  else await checkChunksSince(store, run?.mtimeMs ?? 0);
+  await rm(directory, { recursive: true, force: true });
+}
+
+/** Applies `remove` to each; what cannot be removed must not keep the job from its backups. True if one went. */
+async function removeEach(
+  store: Store,
+  entries: readonly string[],
+  remove: (directory: string) => Promise<void>,
+): Promise<boolean> {
+  let found = false;
+  for (const entry of entries) {
+    const directory = store.layout.archive(entry);
+    try {
+      if ((await lstat(directory).catch(ifMissing)) === undefined) continue;
+      await remove(directory);
+      store.log.info(`removed what a backup or removal that died left: ${entry}`);
+      found = true;
+    } catch (error) {
+      store.log.warn(`${directory} cannot be removed: ${messageOf(error)}`);
+    }
+  }
+  return found;
+}
+
+/** Runs share the lock of the store: to who has it alone, all are dead. */
+async function collectRuns(store: Store): Promise<boolean> {
+  const starting = await entriesOf(store, suffix.starting);
+  const partial = await entriesOf(store, suffix.partial);
+  if (starting.length + partial.length === 0) return false;
+  const lock = await store.claim();
+  if (lock === undefined) {
+    store.log.info('backups or restores are running: what dead ones left stays for the next job');
+    return false;
+  }
   try {
-    // Committed meanwhile: then the lock is that of the archive.
-    if ((await lstat(directory).catch(ifMissing)) === undefined) return false;
-    if ((await bootIdOf(directory)) === (await bootId())) await syncFileSystem(store.layout.path);
-    else await checkChunksSince(store, (await modifiedAt(join(directory, member.run))) ?? 0);
-    await removeTree(directory);
-    return true;
+    await removeEach(store, starting, (directory) => rm(directory, { recursive: true }));
+    return await removeEach(store, partial, (directory) => collectRun(store, directory));
   } finally {
     await lock.release();
   }
@@ -77,23 +111,13 @@ async function collectRun(store: Store, entry: string): Promise<boolean> {
 
 /** Removes what dead runs of any node left, and never what a live one needs. */
 export async function collectLeftovers(store: Store): Promise<void> {
-  const { layout, log } = store;
-  let found = false;
-  for await (const entry of entriesWith(layout, suffix.removed)) {
-    await removeTree(layout.archive(entry));
-    found = true;
-  }
-  for await (const entry of entriesWith(layout, suffix.starting)) {
-    const since = (await modifiedAt(layout.archive(entry))) ?? Date.now();
-    if (Date.now() - since > startingMs) await removeTree(layout.archive(entry));
-  }
-  for await (const entry of entriesWith(layout, suffix.partial)) {
-    if (!(await collectRun(store, entry))) continue;
-    log.info(`removed what a backup that died left: ${entry.slice(0, -suffix.partial.length)}`);
-    found = true;
-  }
-  if (found) await wantSweep(store);
+  const removed = await entriesOf(store, suffix.removed);
+  const foundRemoved = await removeEach(store, removed, (directory) =>
+    rm(directory, { recursive: true, force: true }),
+  );
+  const foundRuns = await collectRuns(store);
+  if (foundRemoved || foundRuns) await wantSweep(store);
   await sweepIfWanted(store).catch((error: unknown) => {
-    log.warn(`no space was freed: ${messageOf(error)}`);
+    store.log.warn(`no space was freed: ${messageOf(error)}`);
   });
 }

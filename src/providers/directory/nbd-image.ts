@@ -67,6 +67,8 @@ export async function openNbdImage(
     held.add('qemu-nbd', () => program.stop());
     const connection = await connectWhenUp(socketPath, program.exited, signal);
     held.add('the connection', () => connection.close());
+    // Nobody else connects; a host that is killed leaves nothing.
+    await rm(directory, { recursive: true, force: true });
     return new NbdImage(size, connection, held);
   } catch (error) {
     await held.release().catch(() => undefined);

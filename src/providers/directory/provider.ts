@@ -9,7 +9,7 @@ import type {
   VmBackup,
 } from '../../sdk/provider.ts';
 import { listArchives, openArchive } from './archives.ts';
-import { storeError } from './files.ts';
+import { type Sync, storeError, syncFileSystem } from './files.ts';
 import { collectLeftovers } from './leftovers.ts';
 import { Store } from './store.ts';
 import { sweepIfWanted } from './sweep.ts';
@@ -28,8 +28,10 @@ export class DirectoryProvider implements Provider {
   readonly #tool: string;
   /** Backups that may have to be cleaned up when the host ends. */
   readonly #backups = new Set<VmBackup>();
+  /** Then PVE kills soon, and the next job has to do what is left. */
+  #cancelled = false;
 
-  constructor(storage: Storage, tool: string) {
+  constructor(storage: Storage, tool: string, sync: Sync = syncFileSystem) {
     const { cluster, log, runDir, cacheDir, signal } = storage;
     const options = directoryOptions.parse(storage.options);
     this.#tool = tool;
@@ -37,6 +39,7 @@ export class DirectoryProvider implements Provider {
       path: options.path,
       compression: options['bridge-dir-compression'],
       user: { cluster, sharedWith: options['bridge-dir-shared-with-cluster'] },
+      sync,
       log,
       runDir,
       cacheDir,
@@ -61,6 +64,7 @@ export class DirectoryProvider implements Provider {
   }
 
   async startJob(): Promise<void> {
+    this.#cancelled = false;
     await this.#store.open();
     try {
       await collectLeftovers(this.#store);
@@ -70,11 +74,15 @@ export class DirectoryProvider implements Provider {
   }
 
   async endJob(): Promise<void> {
+    if (this.#cancelled) return;
     if (await this.#store.check()) await sweepIfWanted(this.#store);
   }
 
   async backupVm(guest: Guest): Promise<VmBackup> {
-    const backup = await beginVmBackup(this.#store, guest, this.#tool);
+    const backup = await beginVmBackup(this.#store, guest, this.#tool, (cancelled) => {
+      this.#backups.delete(backup);
+      this.#cancelled ||= cancelled;
+    });
     this.#backups.add(backup);
     return backup;
   }

@@ -2,22 +2,21 @@ import { randomUUID } from 'node:crypto';
 import { lstat, readFile, rename, rm, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
 import * as z from 'zod';
-import { BackupError } from '../../protocol/errors.ts';
-import { acquireLock, type Lock } from '../../toolbox/lock.ts';
+import { BackupError, cancelled } from '../../protocol/errors.ts';
+import { abortable } from '../../toolbox/abort.ts';
 import {
   codeOf,
   ifMissing,
   makeDirectory,
   readBounded,
+  type Sync,
   syncDirectory,
-  syncFileSystem,
   writeAtomically,
 } from './files.ts';
 import { type Layout, member, parseArchiveName, suffix } from './layout.ts';
 
 const runFile = z.object({ bootId: z.string() });
 const maxRunFile = 4096;
-const discardMs = 3000;
 
 /** Differs between nodes and after each start of one. */
 export async function bootId(): Promise<string> {
@@ -36,33 +35,32 @@ export async function bootIdOf(directory: string): Promise<string | undefined> {
 }
 
 /**
- * The directory of an archive while it is written. It is locked before it gets the name by which others find
- * it, so that a run without a lock is a dead one.
+ * The directory of an archive while it is written. Whoever has one shares the lock of the store: to those who
+ * hold that alone, each one that they find is a dead run's. No file in it is kept open, since network file
+ * systems refuse to rename or remove what is.
  */
 export class RunDirectory {
   readonly #layout: Layout;
   readonly #name: string;
-  readonly #lock: Lock;
+  readonly #sync: Sync;
+  #committing: Promise<void> | undefined;
   #committed = false;
   #discarded = false;
 
-  constructor(layout: Layout, name: string, lock: Lock) {
+  constructor(layout: Layout, name: string, sync: Sync) {
     this.#layout = layout;
     this.#name = name;
-    this.#lock = lock;
+    this.#sync = sync;
   }
 
   /** Takes the name, or says who has it. */
-  static async reserve(layout: Layout, name: string): Promise<RunDirectory> {
+  static async reserve(layout: Layout, name: string, sync: Sync): Promise<RunDirectory> {
     const target = layout.archive(name);
     const vmid = parseArchiveName(name)?.vmid ?? 0;
     const starting = join(layout.guest(vmid), `.${randomUUID()}${suffix.starting}`);
     await makeDirectory(layout.guest(vmid));
     await makeDirectory(starting);
-    let lock: Lock | undefined;
     try {
-      lock = await acquireLock(join(starting, member.runLock), 'exclusive', { wait: false });
-      if (lock === undefined) throw new Error(`${starting} is locked by somebody else`);
       await writeAtomically(join(starting, member.run), JSON.stringify({ bootId: await bootId() }));
       await rename(starting, `${target}${suffix.partial}`);
       if ((await lstat(target).catch(ifMissing)) !== undefined) {
@@ -71,10 +69,9 @@ export class RunDirectory {
       }
       // After a crash the directory tells that there may be chunks without content.
       await syncDirectory(layout.guest(vmid));
-      return new RunDirectory(layout, name, lock);
+      return new RunDirectory(layout, name, sync);
     } catch (error) {
       await rm(starting, { recursive: true, force: true });
-      await lock?.release();
       throw codeOf(error) === 'ENOTEMPTY' || codeOf(error) === 'EEXIST' ? taken(name) : error;
     }
   }
@@ -89,39 +86,46 @@ export class RunDirectory {
     return join(this.#committed ? directory : `${directory}${suffix.partial}`, file);
   }
 
-  /** Makes all that was written durable, then gives the archive its name; there is no way back. */
-  async commit(): Promise<void> {
-    const target = this.#layout.archive(this.#name);
-    await syncFileSystem(this.#layout.path);
-    await rename(`${target}${suffix.partial}`, target);
-    this.#committed = true;
-    await syncDirectory(join(target, '..'));
-    for (const file of [member.run, member.runLock]) {
-      await unlink(join(target, file)).catch(ifMissing);
-    }
-    await this.#lock.release();
+  /**
+   * Makes all that was written durable, then gives the archive its name; there is no way back. `assertWanted`
+   * is asked at the last moment, for syncing may take long.
+   */
+  async commit(signal: AbortSignal, assertWanted: () => void): Promise<void> {
+    await abortable(this.#sync(this.#layout.path), signal);
+    signal.throwIfAborted();
+    assertWanted();
+    if (this.#discarded) throw cancelled();
+    // From here to the rename nothing can be discarded.
+    this.#committing = this.#takeName();
+    await this.#committing;
   }
 
   /**
-   * Leaves nothing, unless committed. Idempotent. Chunks that were written may be used by the next run, which
-   * trusts them once this directory is gone; where syncing takes too long for a job that was told to stop,
-   * the directory stays for the collector.
+   * Leaves nothing, unless committed. Chunks that were written may be used by the next run, which trusts them
+   * once this directory is gone; where the `writers` or syncing take longer than `patienceMs` each, the
+   * directory stays for the collector.
    */
-  async discard(): Promise<void> {
+  async discard(writers: Promise<unknown>, patienceMs: number): Promise<void> {
+    // No turn of the event loop between the last look and the decision.
+    if (this.#committing !== undefined) await this.#committing.catch(() => undefined);
     if (this.#committed || this.#discarded) return;
     this.#discarded = true;
-    const directory = this.path('');
-    try {
-      const synced = await within(discardMs, syncFileSystem(this.#layout.path));
-      if (synced) await rm(directory, { recursive: true, force: true });
-    } finally {
-      await this.#lock.release();
-    }
+    const quiet = await within(patienceMs, writers);
+    if (!quiet || !(await within(patienceMs, this.#sync(this.#layout.path)))) return;
+    await rm(this.path(''), { recursive: true, force: true });
+  }
+
+  async #takeName(): Promise<void> {
+    const target = this.#layout.archive(this.#name);
+    await rename(`${target}${suffix.partial}`, target);
+    this.#committed = true;
+    await syncDirectory(join(target, '..'));
+    await unlink(join(target, member.run)).catch(ifMissing);
   }
 }
 
 /** False if the work takes longer. */
-async function within(ms: number, work: Promise<void>): Promise<boolean> {
+async function within(ms: number, work: Promise<unknown>): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<boolean>((resolve) => {
     timer = setTimeout(resolve, ms, false);

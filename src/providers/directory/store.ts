@@ -3,19 +3,22 @@ import type { Logger } from '../../sdk/provider.ts';
 import { acquireLock, type Lock } from '../../toolbox/lock.ts';
 import type { Compression } from './chunk-codec.ts';
 import { ChunkStore } from './chunk-store.ts';
-import { makeDirectory, storeError } from './files.ts';
+import { makeDirectory, type Sync, storeError } from './files.ts';
 import { KnownStore } from './known-store.ts';
 import { type Layout, layoutOf } from './layout.ts';
 import { checkStore, initialiseStore, type StoreUser } from './store-file.ts';
 
-/** How long a backup or restore waits for a sweep, which takes minutes in a store of millions of chunks. */
+/** How long a backup waits for a sweep, which takes minutes in a store of millions of chunks. */
 const sweepWaitMs = 4 * 3600 * 1000;
+/** Somebody sits before a restore. */
+export const restoreWaitMs = 5 * 60 * 1000;
 
 /** A path, what lies there, and who may use it now. Holds nothing open: the file system may come and go. */
 export class Store {
   readonly layout: Layout;
   readonly chunks: ChunkStore;
   readonly log: Logger;
+  readonly sync: Sync;
   readonly #user: StoreUser;
   readonly #known: KnownStore;
   /** For sockets, on a tmpfs. */
@@ -27,6 +30,7 @@ export class Store {
     path: string;
     compression: Compression;
     user: StoreUser;
+    sync: Sync;
     log: Logger;
     runDir: string;
     cacheDir: string;
@@ -34,6 +38,7 @@ export class Store {
   }) {
     this.layout = layoutOf(options.path);
     this.chunks = new ChunkStore(this.layout, options.compression);
+    this.sync = options.sync;
     this.log = options.log;
     this.#user = options.user;
     this.#known = new KnownStore(options.cacheDir, options.path);
@@ -65,11 +70,11 @@ export class Store {
   }
 
   /** For writers and restores: no chunk goes away meanwhile. */
-  async share(): Promise<Lock> {
+  async share(waitMs = sweepWaitMs): Promise<Lock> {
     const lock = await this.#acquire('shared', false);
     if (lock !== undefined) return lock;
     this.log.info(`waiting for a sweep of ${this.layout.path} to end`);
-    const later = await this.#acquire('shared', sweepWaitMs);
+    const later = await this.#acquire('shared', waitMs);
     if (later !== undefined) return later;
     throw new BackupError(`${this.layout.lock} is still locked: does a sweep hang on some node?`);
   }

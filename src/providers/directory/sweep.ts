@@ -1,3 +1,4 @@
+import { constants } from 'node:fs';
 import { lstat, readdir, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BackupError } from '../../protocol/errors.ts';
@@ -55,7 +56,8 @@ async function* garbage(layout: Layout, named: DigestSet): AsyncGenerator<string
 /** Notes that there may be chunks that no index names. */
 export async function wantSweep(store: Store): Promise<void> {
   // Not worth an error: on a full store it fails, and the next removal notes it again.
-  await writeFile(store.layout.sweepWanted, '').catch(() => undefined);
+  const flag = constants.O_WRONLY | constants.O_CREAT | constants.O_NOFOLLOW;
+  await writeFile(store.layout.sweepWanted, '', { flag }).catch(() => undefined);
 }
 
 /**

@@ -1,7 +1,6 @@
 import { randomUUID } from 'node:crypto';
-import { createReadStream, createWriteStream } from 'node:fs';
+import { constants, createReadStream } from 'node:fs';
 import { writeFile } from 'node:fs/promises';
-import { pipeline } from 'node:stream/promises';
 import { BackupError } from '../../protocol/errors.ts';
 import type { BitmapRequest } from '../../protocol/model.ts';
 import type {
@@ -16,7 +15,7 @@ import { sha256 } from './archive-members.ts';
 import { archiveSizeOf, encodeRecord } from './archive-record.ts';
 import { type Base, findBases } from './base-archive.ts';
 import { copyVolumes } from './copy-volumes.ts';
-import { isFull, storeError } from './files.ts';
+import { isFull, storeError, withFile } from './files.ts';
 import { archiveNameOf, chunkSize, member } from './layout.ts';
 import { RunDirectory } from './run-directory.ts';
 import type { Store } from './store.ts';
@@ -24,6 +23,9 @@ import { sweep, wantSweep } from './sweep.ts';
 
 /** Bytes of a task log that are kept. */
 const maxLog = 16 * 1024 * 1024;
+const patienceMs = 3000;
+/** PVE kills 5 s after TERM [B12]. */
+const cancelledMs = 500;
 
 /** Where a backup writes, and the lock that keeps sweeps away from its chunks. */
 interface Place {
@@ -40,17 +42,27 @@ class DirectoryVmBackup implements VmBackup {
   readonly #guest: Guest;
   readonly #tool: string;
   readonly #place: Place;
+  readonly #onEnd: (cancelled: boolean) => void;
+  #signal: AbortSignal | undefined;
+  #running: Promise<void> | undefined;
   #bases = new Map<string, Base>();
   #archiveSize = 0;
   #full = false;
   #ended: Promise<void> | undefined;
 
-  constructor(store: Store, guest: Guest, tool: string, place: Place) {
+  constructor(
+    store: Store,
+    guest: Guest,
+    tool: string,
+    place: Place,
+    onEnd: (cancelled: boolean) => void,
+  ) {
     this.archiveName = archiveNameOf(guest);
     this.#store = store;
     this.#guest = guest;
     this.#tool = tool;
     this.#place = place;
+    this.#onEnd = onEnd;
   }
 
   async planBitmaps(
@@ -63,21 +75,10 @@ class DirectoryVmBackup implements VmBackup {
     );
   }
 
-  async run(input: VmBackupInput): Promise<void> {
-    const { path } = this.#store.layout;
-    try {
-      await this.#write(input);
-      // Without the lock a sweep may have taken chunks of this archive for garbage.
-      if (!this.#place.lock.held)
-        throw new BackupError('the lock of the store was lost: try again');
-      await this.#place.directory.commit();
-    } catch (error) {
-      this.#full = isFull(error);
-      throw storeError(path, `cannot back up VM ${this.#guest.vmid}`, error);
-    } finally {
-      this.#bases.clear();
-    }
-    await this.#place.lock.release();
+  run(input: VmBackupInput): Promise<void> {
+    this.#signal = input.signal;
+    this.#running = this.#run(input);
+    return this.#running;
   }
 
   async finish(): Promise<{ archiveSize: number }> {
@@ -90,8 +91,29 @@ class DirectoryVmBackup implements VmBackup {
   async handleLogFile(path: string): Promise<void> {
     const { directory } = this.#place;
     if (!directory.committed) return;
-    const target = createWriteStream(directory.path(member.log), { mode: 0o600 });
-    await pipeline(createReadStream(path, { end: maxLog - 1 }), target);
+    const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = constants;
+    const flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW;
+    await withFile(directory.path(member.log), flags, (file) =>
+      file.writeFile(createReadStream(path, { end: maxLog - 1 })),
+    );
+  }
+
+  async #run(input: VmBackupInput): Promise<void> {
+    const { path } = this.#store.layout;
+    const { directory, lock } = this.#place;
+    try {
+      await this.#write(input);
+      await directory.commit(input.signal, () => {
+        // Without the lock a sweep may have taken chunks of this archive for garbage.
+        if (!lock.held) throw new BackupError('the lock of the store was lost: try again');
+      });
+    } catch (error) {
+      this.#full = isFull(error);
+      throw storeError(path, `cannot back up VM ${this.#guest.vmid}`, error);
+    } finally {
+      this.#bases.clear();
+    }
+    await lock.release();
   }
 
   /** Everything but the commit; archive.json comes last. */
@@ -104,7 +126,7 @@ class DirectoryVmBackup implements VmBackup {
       [member.firewallConfig, input.firewallConfig],
     ] as const) {
       if (content === undefined) continue;
-      await writeFile(directory.path(file), content);
+      await writeFile(directory.path(file), content, { flag: 'wx' });
       files[file] = sha256(content);
       storedBytes += content.length;
     }
@@ -123,34 +145,43 @@ class DirectoryVmBackup implements VmBackup {
       storedBytes: storedBytes + copied.storedBytes,
     });
     input.signal.throwIfAborted();
-    await writeFile(directory.path(member.record), record);
+    await writeFile(directory.path(member.record), record, { flag: 'wx' });
   }
 
   async #end(): Promise<void> {
     const store = this.#store;
     const { directory, lock } = this.#place;
-    if (directory.committed) return lock.release();
+    const cancelled = store.signal.aborted || this.#signal?.aborted === true;
+    const writers = Promise.allSettled([this.#running, store.chunks.settled()]);
     try {
-      await store.chunks.settled();
-      await wantSweep(store);
-      await directory.discard();
+      if (!directory.committed) await wantSweep(store);
+      await directory.discard(writers, cancelled ? cancelledMs : patienceMs);
     } catch (error) {
       throw storeError(store.layout.path, 'cannot clean up after the backup', error);
     } finally {
       await lock.release();
+      this.#onEnd(cancelled);
     }
     // What the next guest of the job needs at once; otherwise there is time until the job's end.
-    if (this.#full) await sweep(store);
+    if (this.#full && !cancelled) await sweep(store);
   }
 }
 
-/** Reserves the archive's name and keeps sweeps away. `tool` says in the archive what wrote it. */
-export async function beginVmBackup(store: Store, guest: Guest, tool: string): Promise<VmBackup> {
+/**
+ * Reserves the archive's name and keeps sweeps away. `tool` says in the archive what wrote it; `onEnd` is told
+ * once whether the backup was cancelled.
+ */
+export async function beginVmBackup(
+  store: Store,
+  guest: Guest,
+  tool: string,
+  onEnd: (cancelled: boolean) => void,
+): Promise<VmBackup> {
   await store.open();
   const lock = await store.share();
   try {
-    const directory = await RunDirectory.reserve(store.layout, archiveNameOf(guest));
-    return new DirectoryVmBackup(store, guest, tool, { directory, lock });
+    const directory = await RunDirectory.reserve(store.layout, archiveNameOf(guest), store.sync);
+    return new DirectoryVmBackup(store, guest, tool, { directory, lock }, onEnd);
   } catch (error) {
     await lock.release();
     throw storeError(store.layout.path, `cannot back up VM ${guest.vmid}`, error);

@@ -251,6 +251,7 @@ test('a cancelled backup leaves nothing in the list and the next one is right', 
   await expect(backUp(storage, [volume], { signal: abort.signal })).rejects.toThrow();
   expect(await listNames(storage.provider)).toEqual([]);
   await storage.provider.endJob?.();
+  await storage.provider.startJob?.({ startTime: new Date() });
   expect(await chunkFiles(storage.path)).toEqual([]);
   const { backup } = await backUp(storage, [new MemoryVolume('drive-scsi0', disk)]);
   const now = await restore(storage.provider, backup.archiveName, 'drive-scsi0');

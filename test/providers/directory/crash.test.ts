@@ -1,6 +1,15 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdir, readdir, readFile, stat, truncate, utimes, writeFile } from 'node:fs/promises';
+import {
+  mkdir,
+  readdir,
+  readFile,
+  rmdir,
+  stat,
+  truncate,
+  utimes,
+  writeFile,
+} from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { expect, onTestFinished, test } from 'vitest';
 import {
@@ -100,15 +109,16 @@ test('after a power failure, chunks of the dead run that have lost their content
   const bytes = await readFile(flipped);
   bytes[5000] = (bytes[5000] ?? 0) ^ 1;
   await writeFile(flipped, bytes);
-  // Somebody restores, so that nothing is swept: the chunks stay to be used.
   const opened = await (await provider.archive(before.backup.archiveName)).restoreVm?.();
-  await startJobUntilGone(storage, join(path, partial));
+  await provider.startJob?.(job);
+  expect((await stat(join(path, partial))).isDirectory()).toBe(true);
+  expect(log.lines).toContainEqual(expect.stringMatching(/what dead ones left stays for the next/));
   await opened?.close();
+  await startJobUntilGone(storage, join(path, partial));
   expect(log.lines).toContain('warn 2 damaged chunks were set aside');
   const aside = await readdir(join(path, '.pve-backup-bridge/damaged'));
   expect(aside.sort()).toEqual([basename(cut), basename(flipped)].sort());
   const after = await backUp(storage, [new MemoryVolume('drive-scsi0', disk)]);
-  expect(log.lines).toContainEqual(expect.stringMatching(/reused \d+ chunks/));
   const now = await restore(provider, after.backup.archiveName, 'drive-scsi0');
   expect(now.equals(disk)).toBe(true);
 });
@@ -129,6 +139,11 @@ test('a damaged chunk that an archive names marks the archive', async () => {
     : [other.backup.archiveName, archiveName];
   await truncate(file, 10);
   await mkdir(join(path, partial), { recursive: true });
+  // Where the mark cannot be made the chunk stays, and the leftover with it.
+  await mkdir(join(path, hit, 'damaged'));
+  await provider.startJob?.(job);
+  expect((await stat(file)).size).toBe(10);
+  await rmdir(join(path, hit, 'damaged'));
   await provider.startJob?.(job);
   expect(await readFile(join(path, hit, 'damaged'), 'utf8')).toBe(`${hex}\n`);
   await expect(stat(join(path, spared, 'damaged'))).rejects.toThrow('ENOENT');
