@@ -94,7 +94,7 @@ class DirectoryVmBackup implements VmBackup {
     const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW } = constants;
     const flags = O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW;
     await withFile(directory.path(member.log), flags, (file) =>
-      file.writeFile(createReadStream(path, { end: maxLog - 1 })),
+      writeFile(file, createReadStream(path, { end: maxLog - 1 })),
     );
   }
 
