@@ -24,7 +24,7 @@ import { sweep, wantSweep } from './sweep.ts';
 /** Bytes of a task log that are kept. */
 const maxLog = 16 * 1024 * 1024;
 const patienceMs = 3000;
-/** PVE kills 5 s after TERM [B12]. */
+/** PVE kills 5 s after TERM [A3]. */
 const cancelledMs = 500;
 
 /** Where a backup writes, and the lock that keeps sweeps away from its chunks. */

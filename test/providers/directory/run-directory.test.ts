@@ -69,7 +69,7 @@ test('B12: nothing is committed after the end, however long the sync takes', asy
   expect(await readdir(guest)).toEqual(['qemu-2026-11-23T12:00:00Z.partial']);
 });
 
-test('B12: after a cancel the end is quick though sync hangs; the next job does the rest', async () => {
+test('A3: after a cancel the end is quick though sync hangs; the next job does the rest', async () => {
   const { path, provider: next } = await makeStorage();
   const runDir = await makeTemporary();
   const storage = {
