@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs';
+import { processStartTimeSync } from '../toolbox/processes.ts';
 
 const idleMs = 60_000;
 const watchMs = 2_000;
@@ -8,18 +8,6 @@ interface Owner {
   readonly pid: number;
   /** Clock ticks since boot, field 22 of /proc/PID/stat. */
   readonly startTime: number;
-}
-
-/** The start time of a process, read without a promise: the watch must not depend on a busy thread pool. */
-function startTimeOf(pid: number): number | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8');
-    const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
-    // A zombie has ended; only its parent does not know yet.
-    return fields[0] === 'Z' ? undefined : Number(fields[19]);
-  } catch {
-    return undefined;
-  }
 }
 
 /** Decides when this process has to end, and ends it: aborts, releases, exits [A5, A6]. */
@@ -55,7 +43,7 @@ export class Lifecycle {
   /** Ends once the owner has, even where a copy of it still holds our socket. */
   watch(owner: Owner): void {
     setInterval(() => {
-      if (startTimeOf(owner.pid) !== owner.startTime) this.end('the owner has ended');
+      if (processStartTimeSync(owner.pid) !== owner.startTime) this.end('the owner has ended');
     }, watchMs).unref();
   }
 

@@ -1,3 +1,4 @@
+import { readFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
 
 /**
@@ -5,10 +6,22 @@ import { readFile } from 'node:fs/promises';
  * one process for ever. Undefined if there is none, or only its zombie.
  */
 export async function processStartTime(pid: number): Promise<number | undefined> {
-  const stat = await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => undefined);
+  return readFile(`/proc/${pid}/stat`, 'latin1').then(parseStartTime, () => undefined);
+}
+
+/** The same without a promise: it needs no thread of a pool that a hung store may have to itself. */
+export function processStartTimeSync(pid: number): number | undefined {
+  try {
+    return parseStartTime(readFileSync(`/proc/${pid}/stat`, 'latin1'));
+  } catch {
+    return undefined;
+  }
+}
+
+function parseStartTime(stat: string): number | undefined {
   // The command's name stands in parentheses and may hold spaces and parentheses itself.
-  const [state, ...fields] = stat?.slice(stat.lastIndexOf(')') + 2).split(' ') ?? [];
-  if (state === undefined || state === 'Z' || state === 'X') return undefined;
+  const [state, ...fields] = stat.slice(stat.lastIndexOf(')') + 2).split(' ');
+  if (state === 'Z' || state === 'X') return undefined;
   const startTime = Number(fields[18]);
   return Number.isSafeInteger(startTime) ? startTime : undefined;
 }
