@@ -65,8 +65,11 @@ async function checkChunksSince(store: Store, since: number): Promise<void> {
 /** Removes what a dead run left once its chunks can be trusted. */
 async function collectRun(store: Store, directory: string): Promise<void> {
   const run = await lstat(join(directory, member.run)).catch(ifMissing);
-  if ((await bootIdOf(directory)) === (await bootId())) await store.sync(store.layout.path);
-  else await checkChunksSince(store, run?.mtimeMs ?? 0);
+  // Without it the run had come to its commit: its chunks were synced.
+  if (run !== undefined) {
+    if ((await bootIdOf(directory)) === (await bootId())) await store.sync(store.layout.path);
+    else await checkChunksSince(store, run.mtimeMs);
+  }
   await rm(directory, { recursive: true, force: true });
 }
 

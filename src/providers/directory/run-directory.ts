@@ -117,10 +117,11 @@ export class RunDirectory {
 
   async #takeName(): Promise<void> {
     const target = this.#layout.archive(this.#name);
+    // All is durable by now. Before the rename, so that a kill in between leaves no archive with it.
+    await unlink(this.path(member.run));
     await rename(`${target}${suffix.partial}`, target);
     this.#committed = true;
     await syncDirectory(join(target, '..'));
-    await unlink(join(target, member.run)).catch(ifMissing);
   }
 }
 

@@ -139,6 +139,7 @@ test('a damaged chunk that an archive names marks the archive', async () => {
     : [other.backup.archiveName, archiveName];
   await truncate(file, 10);
   await mkdir(join(path, partial), { recursive: true });
+  await writeFile(join(path, partial, 'run.json'), '{"bootId":"of another boot"}');
   // Where the mark cannot be made the chunk stays, and the leftover with it.
   await mkdir(join(path, hit, 'damaged'));
   await provider.startJob?.(job);

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process';
-import { mkdir, readdir, stat } from 'node:fs/promises';
+import { mkdir, readdir, stat, utimes, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { expect, onTestFinished, test } from 'vitest';
@@ -48,6 +48,8 @@ test('a chunk that cannot be read now is not taken for damaged', async () => {
   const [file = ''] = await chunkFiles(path);
   const partial = join(path, '100/qemu-2026-11-23T12:00:00Z.partial');
   await mkdir(partial);
+  await writeFile(join(partial, 'run.json'), '{"bootId":"of another boot"}');
+  await utimes(join(partial, 'run.json'), 0, 0);
   // Nobody can read this one.
   const unmount = await mount('--bind', '/sys/bus/cpu/drivers_probe', file);
   await provider.startJob?.(job);
@@ -58,4 +60,15 @@ test('a chunk that cannot be read now is not taken for damaged', async () => {
   await expect(stat(partial)).rejects.toThrow('ENOENT');
   expect(await readdir(join(path, backup.archiveName))).not.toContain('damaged');
   expect(await restore(provider, backup.archiveName, 'drive-scsi0')).toHaveLength(512);
+});
+
+test('what a kill in the last step of a commit left is removed without reading a chunk', async () => {
+  const storage = await makeStorage();
+  const { path, provider, log } = storage;
+  await backUp(storage, disks());
+  const partial = join(path, '100/qemu-2026-11-23T12:00:00Z.partial');
+  await mkdir(partial);
+  await provider.startJob?.(job);
+  await expect(stat(partial)).rejects.toThrow('ENOENT');
+  expect(log.lines.join('\n')).not.toContain('are checked');
 });
