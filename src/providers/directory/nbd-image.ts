@@ -3,11 +3,10 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { connectNbd, type NbdConnection } from '../../nbd/client.ts';
 import type { DataExtent, RawImage } from '../../sdk/provider.ts';
+import { allocatedExtents, allocation } from '../../toolbox/block-status.ts';
 import { ReleaseStack } from '../../toolbox/release.ts';
 import { startProgram } from '../../toolbox/run.ts';
 
-const allocation = 'base:allocation';
-const zeroFlag = 2;
 const pollMs = 20;
 const startMs = 10_000;
 
@@ -31,12 +30,8 @@ class NbdImage implements RawImage {
   async extents(offset: number, length: number): Promise<DataExtent[]> {
     if (!this.#connection.contexts.has(allocation)) return [{ offset, length, zero: false }];
     const extents: DataExtent[] = [];
-    for (let at = offset; at < offset + length; ) {
-      const rest = offset + length - at;
-      for (const part of await this.#connection.blockStatus(allocation, at, rest)) {
-        extents.push({ offset: at, length: part.length, zero: (part.flags & zeroFlag) !== 0 });
-        at += part.length;
-      }
+    for await (const part of allocatedExtents(this.#connection, { offset, length })) {
+      extents.push(part);
     }
     return extents;
   }
