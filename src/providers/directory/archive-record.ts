@@ -20,11 +20,22 @@ const archiveRecord = z.object({
   chunkSize: z.literal(chunkSize),
   /** Per device its size in bytes and the SHA-256 of its index file. */
   volumes: z.record(deviceName, z.object({ size, index: sha256 })),
+  /** Of a container: the file that holds its tree, the bytes of that, and what it holds. */
+  container: z
+    .object({
+      tar: z.enum([member.tar, member.tarZstd]),
+      size,
+      /** Members of the tar. */
+      entries: size,
+      /** Of the tar, before it was compressed. */
+      bytes: size,
+    })
+    .optional(),
   /** SHA-256 of the files next to this one. */
   files: z.record(z.string(), sha256),
   /**
-   * Bytes by which this backup made the store grow: chunks that were new, indexes, configs. It does not say
-   * what removing this archive would free.
+   * Bytes by which this backup made the store grow: chunks that were new, indexes, configs, a container's
+   * tar. Of a VM it does not say what removing this archive would free.
    */
   storedBytes: size,
 });
@@ -45,10 +56,14 @@ export async function readRecord(layout: Layout, name: string): Promise<ArchiveR
 }
 
 /**
- * What PVE lists: the bytes that a restore writes. Every archive is whole, so what an incremental one added
- * to the store would only make it look empty.
+ * What PVE lists: of a VM the bytes that a restore writes, since what an incremental archive added to the store
+ * would only make it look empty; of a container, which shares nothing, the bytes that are stored.
  */
-export function archiveSizeOf({ volumes }: Pick<ArchiveRecord, 'volumes'>): number {
+export function archiveSizeOf(
+  record: Pick<ArchiveRecord, 'volumes' | 'container' | 'storedBytes'>,
+): number {
+  const { volumes, container, storedBytes } = record;
+  if (container !== undefined) return storedBytes;
   return Object.values(volumes).reduce((sum, volume) => sum + volume.size, 0);
 }
 

@@ -1,11 +1,19 @@
 import { rename, rm, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { BackupError } from '../../protocol/errors.ts';
-import type { Archive, ArchiveInfo, VmRestore } from '../../sdk/provider.ts';
+import type {
+  Archive,
+  ArchiveInfo,
+  ContainerMechanism,
+  ContainerRestore,
+  VmRestore,
+} from '../../sdk/provider.ts';
 import { hasMember, readConfig } from './archive-members.ts';
 import { type ArchiveRecord, archiveSizeOf, readRecord } from './archive-record.ts';
+import { proveTar } from './container-tar.ts';
 import { ifMissing, readBounded, storeError, syncDirectory, writeAtomically } from './files.ts';
 import { type Layout, member, type ParsedName, suffix } from './layout.ts';
+import { collectStaleMounts } from './squashfs-mount.ts';
 import { restoreWaitMs, type Store } from './store.ts';
 import { sweep, wantSweep } from './sweep.ts';
 import { openRestore } from './vm-restore.ts';
@@ -36,17 +44,38 @@ export async function describeArchive(
 /** What every archive of the store can do; how its disks lie there is the subclass's. */
 export abstract class StoredArchive implements Archive {
   readonly info: ArchiveInfo;
+  readonly containerMechanism?: ContainerMechanism;
   protected readonly store: Store;
 
-  constructor(store: Store, info: ArchiveInfo) {
+  /** `mechanism` of a container's archive. */
+  constructor(store: Store, info: ArchiveInfo, mechanism: ContainerMechanism) {
     this.store = store;
     this.info = info;
+    if (info.vmtype === 'lxc') this.containerMechanism = mechanism;
   }
 
-  abstract restoreVm(): Promise<VmRestore>;
+  /** A VM's disks. */
+  protected abstract openVm(): Promise<VmRestore>;
+
+  /** A container's tree. */
+  protected abstract openContainer(signal: AbortSignal): Promise<ContainerRestore>;
 
   /** Rejects if removing this archive would harm another. */
   protected abstract assertRemovable(): Promise<void>;
+
+  async restoreVm(): Promise<VmRestore> {
+    const { name, vmtype } = this.info;
+    if (vmtype !== 'qemu') throw new BackupError(`archive ${name} is not of a VM`);
+    return this.openVm();
+  }
+
+  async restoreContainer(signal: AbortSignal): Promise<ContainerRestore> {
+    const { store } = this;
+    const { name, vmtype } = this.info;
+    if (vmtype !== 'lxc') throw new BackupError(`archive ${name} is not of a container`);
+    await collectStaleMounts(store.runDir, store.log);
+    return this.openContainer(signal);
+  }
 
   async guestConfig(): Promise<Uint8Array> {
     const config = await readConfig(this.store.layout, this.info.name, member.guestConfig);
@@ -80,7 +109,7 @@ export abstract class StoredArchive implements Archive {
     try {
       await rename(path, `${path}${suffix.removed}`);
       await syncDirectory(dirname(path));
-      const hasChunks = await store.check();
+      const hasChunks = (await store.check()) && info.vmtype === 'qemu';
       if (hasChunks) await wantSweep(store);
       await rm(`${path}${suffix.removed}`, { recursive: true, force: true });
       if (hasChunks) await sweep(store);
@@ -102,22 +131,39 @@ export abstract class StoredArchive implements Archive {
   }
 }
 
-/** An archive of ours: disks are indexes of chunks. */
+/** An archive of ours: disks are indexes of chunks, containers are tars. */
 class BridgeArchive extends StoredArchive {
   readonly #record: ArchiveRecord;
 
   constructor(store: Store, info: ArchiveInfo, record: ArchiveRecord) {
-    super(store, info);
+    super(store, info, 'tar');
     this.#record = record;
   }
 
-  async restoreVm(): Promise<VmRestore> {
+  protected openVm(): Promise<VmRestore> {
+    const { store, info } = this;
+    return this.#locked((release) =>
+      openRestore(store.layout, info.name, this.#record, store.chunks, release),
+    );
+  }
+
+  protected openContainer(): Promise<ContainerRestore> {
+    const { store, info } = this;
+    return this.#locked(async (close) => {
+      const { container } = this.#record;
+      if (container === undefined) throw new BackupError(`archive ${info.name} has no tar`);
+      return { path: await proveTar(store.layout, info.name, container), close };
+    });
+  }
+
+  /** Opens a restore that shares the lock of the store until it calls `release`. */
+  async #locked<Restore>(
+    open: (release: () => Promise<void>) => Promise<Restore>,
+  ): Promise<Restore> {
     const { store, info } = this;
     const lock = await store.share(restoreWaitMs);
     try {
-      return await openRestore(store.layout, info.name, this.#record, store.chunks, () =>
-        lock.release(),
-      );
+      return await open(() => lock.release());
     } catch (error) {
       await lock.release();
       throw storeError(store.layout.path, `cannot restore archive ${info.name}`, error);

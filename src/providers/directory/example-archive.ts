@@ -1,13 +1,23 @@
 import { lstat, readdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { BackupError, messageOf } from '../../protocol/errors.ts';
-import type { Archive, ArchiveInfo, RawImage, VmRestore, VolumeSizes } from '../../sdk/provider.ts';
+import type {
+  Archive,
+  ArchiveInfo,
+  ContainerRestore,
+  RawImage,
+  VmRestore,
+  VolumeSizes,
+} from '../../sdk/provider.ts';
 import { describeArchive, StoredArchive } from './archive.ts';
+import { hasMember } from './archive-members.ts';
+import { regularMember } from './container-tar.ts';
 import { archiveNames } from './directories.ts';
 import { storeError } from './files.ts';
 import { member, type ParsedName } from './layout.ts';
 import { openNbdImage } from './nbd-image.ts';
 import { backingOf, encodeChain, followChain, type ImageChain, imagePath } from './qcow2-chain.ts';
+import { mountSquashfs } from './squashfs-mount.ts';
 import type { Store } from './store.ts';
 
 const image = /^([a-zA-Z][a-zA-Z0-9_-]{0,63})\.qcow2$/;
@@ -43,12 +53,14 @@ class ExampleRestore implements VmRestore {
   }
 }
 
-/** An archive that Proxmox's own directory example wrote: a qcow2 image per disk, incremental ones on top of others. */
+/**
+ * An archive that Proxmox's own directory example wrote: a qcow2 image per disk, incremental ones on top of
+ * others; of a container a tar or a squashfs image.
+ */
 class ExampleArchive extends StoredArchive {
-  async restoreVm(): Promise<VmRestore> {
+  protected async openVm(): Promise<VmRestore> {
     const { layout } = this.store;
-    const { name, vmid, vmtype } = this.info;
-    if (vmtype !== 'qemu') throw new BackupError(`archive ${name} is not of a VM`);
+    const { name, vmid } = this.info;
     const chains = new Map<string, ImageChain>();
     for (const device of await devicesOf(layout.archive(name))) {
       const place = { vmid, entry: basename(name), device };
@@ -58,6 +70,20 @@ class ExampleArchive extends StoredArchive {
       chains.set(device, chain);
     }
     return new ExampleRestore(this.store, chains);
+  }
+
+  protected async openContainer(signal: AbortSignal): Promise<ContainerRestore> {
+    const { layout, runDir } = this.store;
+    const { name } = this.info;
+    if (this.containerMechanism === 'tar') {
+      return { path: await regularMember(layout, name, member.tar), close: async () => {} };
+    }
+    const image = await regularMember(layout, name, member.squashfs);
+    return mountSquashfs(image, runDir, signal).catch((error: unknown) => {
+      if (signal.aborted) throw error;
+      const text = `archive ${name} cannot be restored: ${messageOf(error)}`;
+      throw new BackupError(text, { cause: error });
+    });
   }
 
   /** Images that build on this archive's would be lost with it. */
@@ -86,7 +112,11 @@ export async function openExampleArchive(
   name: string,
   parsed: ParsedName,
 ): Promise<Archive> {
-  return new ExampleArchive(store, await describe(store, name, parsed));
+  const isImage =
+    (await hasMember(store.layout, name, member.squashfs)) &&
+    !(await hasMember(store.layout, name, member.tar));
+  const info = await describe(store, name, parsed);
+  return new ExampleArchive(store, info, isImage ? 'directory' : 'tar');
 }
 
 async function describe(store: Store, name: string, parsed: ParsedName): Promise<ArchiveInfo> {

@@ -11,7 +11,10 @@ const options = {
     z
       .enum(['brotli', 'none'])
       .default('brotli')
-      .describe('How new chunks are compressed. Chunks that the store has stay as they are.'),
+      .describe(
+        'How new chunks of disks are compressed. Chunks that the store has stay as they are. The tar of a ' +
+          'container is compressed with zstd, or not at all with none.',
+      ),
   ),
   'bridge-dir-shared-with-cluster': changeable(
     z

@@ -63,6 +63,11 @@ export type Layout = ReturnType<typeof layoutOf>;
 export const member = {
   guestConfig: 'guest.conf',
   firewallConfig: 'firewall.conf',
+  /** The tree of a container, in one of these forms. */
+  tar: 'archive.tar',
+  tarZstd: 'archive.tar.zst',
+  /** Only the example's. */
+  squashfs: 'archive.sqfs',
   record: 'archive.json',
   notes: 'notes',
   protection: 'protected',

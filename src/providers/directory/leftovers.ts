@@ -1,5 +1,5 @@
 import { lstat, rename, rm } from 'node:fs/promises';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { messageOf } from '../../protocol/errors.ts';
 import { digestOf } from './chunk-codec.ts';
 import { readChunk } from './chunk-store.ts';
@@ -64,6 +64,9 @@ async function checkChunksSince(store: Store, since: number): Promise<void> {
 
 /** Removes what a dead run left once its chunks can be trusted. */
 async function collectRun(store: Store, directory: string): Promise<void> {
+  // The run of a container wrote no chunks.
+  if (basename(directory).startsWith('lxc-'))
+    return rm(directory, { recursive: true, force: true });
   const run = await lstat(join(directory, member.run)).catch(ifMissing);
   // Without it the run had come to its commit: its chunks were synced.
   if (run !== undefined) {

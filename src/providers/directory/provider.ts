@@ -3,17 +3,21 @@ import * as z from 'zod';
 import type {
   Archive,
   ArchiveInfo,
+  ContainerBackup,
   Guest,
   Provider,
   Storage,
   VmBackup,
 } from '../../sdk/provider.ts';
 import { listArchives, openArchive } from './archives.ts';
+import { DirectoryContainerBackup } from './container-backup.ts';
 import { type Sync, storeError, syncFileSystem } from './files.ts';
 import { collectLeftovers } from './leftovers.ts';
+import { collectStaleMounts } from './squashfs-mount.ts';
 import { Store } from './store.ts';
+import { type Reservation, reserve } from './stored-backup.ts';
 import { sweepIfWanted } from './sweep.ts';
-import { beginVmBackup } from './vm-backup.ts';
+import { DirectoryVmBackup } from './vm-backup.ts';
 
 /** The host has checked the options; this gives them their types. */
 const directoryOptions = z.object({
@@ -27,7 +31,7 @@ export class DirectoryProvider implements Provider {
   readonly #store: Store;
   readonly #tool: string;
   /** Backups that may have to be cleaned up when the host ends. */
-  readonly #backups = new Set<VmBackup>();
+  readonly #backups = new Set<VmBackup | ContainerBackup>();
   /** Then PVE kills soon, and the next job has to do what is left. */
   #cancelled = false;
 
@@ -65,6 +69,7 @@ export class DirectoryProvider implements Provider {
 
   async startJob(): Promise<void> {
     this.#cancelled = false;
+    await collectStaleMounts(this.#store.runDir, this.#store.log);
     await this.#store.open();
     try {
       await collectLeftovers(this.#store);
@@ -78,17 +83,29 @@ export class DirectoryProvider implements Provider {
     if (await this.#store.check()) await sweepIfWanted(this.#store);
   }
 
-  async backupVm(guest: Guest): Promise<VmBackup> {
-    const backup = await beginVmBackup(this.#store, guest, this.#tool, (cancelled) => {
-      this.#backups.delete(backup);
-      this.#cancelled ||= cancelled;
-    });
-    this.#backups.add(backup);
-    return backup;
+  backupVm(guest: Guest): Promise<VmBackup> {
+    return this.#begin(guest, (reservation) => new DirectoryVmBackup(reservation));
+  }
+
+  backupContainer(guest: Guest): Promise<ContainerBackup> {
+    return this.#begin(guest, (reservation) => new DirectoryContainerBackup(reservation));
   }
 
   async close(): Promise<void> {
     await Promise.all([...this.#backups].map((backup) => backup.finish({ success: false })));
     this.#backups.clear();
+  }
+
+  async #begin<Backup extends VmBackup | ContainerBackup>(
+    guest: Guest,
+    make: (reservation: Reservation) => Backup,
+  ): Promise<Backup> {
+    const onEnd = (cancelled: boolean) => {
+      this.#backups.delete(backup);
+      this.#cancelled ||= cancelled;
+    };
+    const backup = make(await reserve({ store: this.#store, guest, tool: this.#tool, onEnd }));
+    this.#backups.add(backup);
+    return backup;
   }
 }

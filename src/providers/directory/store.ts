@@ -17,11 +17,12 @@ export const restoreWaitMs = 5 * 60 * 1000;
 export class Store {
   readonly layout: Layout;
   readonly chunks: ChunkStore;
+  readonly compression: Compression;
   readonly log: Logger;
   readonly sync: Sync;
   readonly #user: StoreUser;
   readonly #known: KnownStore;
-  /** For sockets, on a tmpfs. */
+  /** For sockets and mount points, on a tmpfs. */
   readonly runDir: string;
   /** Aborts when the host ends. */
   readonly signal: AbortSignal;
@@ -37,6 +38,7 @@ export class Store {
     signal: AbortSignal;
   }) {
     this.layout = layoutOf(options.path);
+    this.compression = options.compression;
     this.chunks = new ChunkStore(this.layout, options.compression);
     this.sync = options.sync;
     this.log = options.log;
