@@ -30,3 +30,19 @@ export function sleep(ms: number, signal?: AbortSignal): Promise<void> {
     signal?.addEventListener('abort', abort, { once: true });
   });
 }
+
+/** Aborts the controller when one of the signals aborts, with its reason; call the result to stop that. */
+export function follow(
+  controller: AbortController,
+  ...signals: (AbortSignal | undefined)[]
+): () => void {
+  const stops = signals.map((signal) => {
+    const abort = () => controller.abort(signal?.reason);
+    if (signal?.aborted) abort();
+    signal?.addEventListener('abort', abort, { once: true });
+    return () => signal?.removeEventListener('abort', abort);
+  });
+  return () => {
+    for (const stop of stops) stop();
+  };
+}

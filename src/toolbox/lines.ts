@@ -3,11 +3,14 @@ import type { Readable } from 'node:stream';
 const maxLine = 1000;
 const maxLines = 20;
 
+/** What a program said on stderr, for its error. */
+export interface LastWords {
+  last(): string | undefined;
+  all(): string;
+}
+
 /** Reads a program's stderr and keeps its last lines, in bounded memory. */
-export function lastLines(
-  stream: Readable,
-  onLine: (line: string) => void,
-): { last(): string | undefined; all(): string } {
+export function lastLines(stream: Readable, onLine: (line: string) => void): LastWords {
   const lines: string[] = [];
   let rest = '';
   const end = (text: string) => {

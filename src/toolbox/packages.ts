@@ -4,7 +4,9 @@ import { BackupError } from '../protocol/errors.ts';
 const packages = new Map([
   ['borg', 'borgbackup'],
   ['brotli', 'brotli'],
+  ['find', 'findutils'],
   ['flock', 'util-linux'],
+  ['mkfifo', 'coreutils'],
   ['nbdfuse', 'libnbd-bin'],
   ['nsenter', 'util-linux'],
   ['qemu-img', 'pve-qemu-kvm'],

@@ -1,11 +1,11 @@
 import { access, constants } from 'node:fs/promises';
 import { isAbsolute, join } from 'node:path';
-import type { Readable, Writable } from 'node:stream';
+import { PassThrough, type Readable, type Writable } from 'node:stream';
 import { execa } from 'execa';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
 import { abortError } from './abort.ts';
-import { lastLines } from './lines.ts';
+import { type LastWords, lastLines } from './lines.ts';
 import { missingProgram } from './packages.ts';
 
 export interface ProgramOptions {
@@ -17,16 +17,30 @@ export interface ProgramOptions {
   readonly log?: Pick<Logger, 'debug'>;
   /** What the kernel sends the program when this process dies, however that comes about. */
   readonly deathSignal?: 'KILL' | 'TERM';
+  /** A descriptor in place of the pipe; `stdin` or `stdout` of the result is then closed from the start. */
+  readonly stdin?: number | 'ignore';
+  readonly stdout?: number;
+  /** What errors call the program, where another one only leads to it. */
+  readonly name?: string;
+  /** Reads stderr in place of the debug log. */
+  readonly readStderr?: (stream: Readable) => LastWords;
 }
 
 /** A program that failed; `exitCode` is missing if a signal ended it. */
 export class ProgramError extends BackupError {
   readonly exitCode: number | undefined;
+  readonly signal: string | undefined;
 
-  constructor(message: string, exitCode: number | undefined, cause: unknown) {
+  constructor(
+    message: string,
+    exitCode: number | undefined,
+    cause: unknown,
+    signal: string | undefined = undefined,
+  ) {
     super(message, { cause });
     this.name = 'ProgramError';
     this.exitCode = exitCode;
+    this.signal = signal;
   }
 }
 
@@ -53,8 +67,8 @@ export async function startProgram(
   args: readonly string[],
   options: ProgramOptions = {},
 ): Promise<RunningProgram> {
-  const { signal, env, cwd, log, deathSignal = 'KILL' } = options;
-  const file = await find(program);
+  const { signal, env, cwd, log, deathSignal = 'KILL', name = program } = options;
+  const file = await findProgram(program);
   if (signal?.aborted) throw abortError(signal);
   const child = execa('/usr/bin/setpriv', ['--pdeathsig', deathSignal, '--', file, ...args], {
     env: { PATH: path.join(':'), LANG: 'C.UTF-8', ...env },
@@ -63,15 +77,19 @@ export async function startProgram(
     detached: true,
     reject: false,
     buffer: false,
-    stdin: 'pipe',
+    // Any descriptor will do, though execa's types know the standard ones only.
+    stdin: (options.stdin ?? 'pipe') as 0 | 'ignore' | 'pipe',
+    stdout: (options.stdout ?? 'pipe') as 1 | 'pipe',
   });
-  const words = lastLines(child.stderr, (line) => log?.debug(`${program}: ${line}`));
+  const words =
+    options.readStderr?.(child.stderr) ??
+    lastLines(child.stderr, (line) => log?.debug(`${name}: ${line}`));
   // A program may end without having read all of its input; its status tells, not the pipe.
-  child.stdin.on('error', () => undefined);
+  child.stdin?.on('error', () => undefined);
 
-  const kill = (name: NodeJS.Signals) => {
+  const kill = (signalName: NodeJS.Signals) => {
     try {
-      if (child.pid !== undefined) process.kill(-child.pid, name);
+      if (child.pid !== undefined) process.kill(-child.pid, signalName);
     } catch {
       // It has ended by itself.
     }
@@ -99,18 +117,19 @@ export async function startProgram(
           ? `failed with exit status ${result.exitCode}`
           : 'cannot be started';
     const last = words.last();
-    const text = `${program} ${status}${last === undefined ? '' : `: ${last}`}`;
-    throw new ProgramError(text, result.exitCode, words.all() === '' ? result : words.all());
+    const text = `${name} ${status}${last === undefined ? '' : `: ${last}`}`;
+    const cause = words.all() === '' ? result : words.all();
+    throw new ProgramError(text, result.exitCode, cause, result.signal);
   });
   exited.catch(() => undefined);
   if (child.pid === undefined) {
     await exited;
-    throw new BackupError(`${program} cannot be started`);
+    throw new BackupError(`${name} cannot be started`);
   }
   return {
     pid: child.pid,
-    stdin: child.stdin,
-    stdout: child.stdout,
+    stdin: child.stdin ?? new PassThrough().destroy(),
+    stdout: child.stdout ?? new PassThrough().destroy(),
     exited,
     async stop() {
       end();
@@ -152,7 +171,8 @@ export async function run(
   return Buffer.concat(chunks);
 }
 
-async function find(program: string): Promise<string> {
+/** Its absolute path; rejects with what to install. */
+export async function findProgram(program: string): Promise<string> {
   for (const file of isAbsolute(program) ? [program] : path.map((dir) => join(dir, program))) {
     const found = await access(file, constants.X_OK).then(
       () => true,
