@@ -10,7 +10,7 @@ import type {
 } from '../../sdk/provider.ts';
 import { hasMember, readConfig } from './archive-members.ts';
 import { type ArchiveRecord, archiveSizeOf, readRecord } from './archive-record.ts';
-import { proveTar } from './container-tar.ts';
+import { proveTar } from './container-file.ts';
 import { ifMissing, readBounded, storeError, syncDirectory, writeAtomically } from './files.ts';
 import { type Layout, member, type ParsedName, suffix } from './layout.ts';
 import { collectStaleMounts } from './squashfs-mount.ts';

@@ -11,7 +11,7 @@ import type {
 } from '../../sdk/provider.ts';
 import { describeArchive, StoredArchive } from './archive.ts';
 import { hasMember } from './archive-members.ts';
-import { regularMember } from './container-tar.ts';
+import { regularMember } from './container-file.ts';
 import { archiveNames } from './directories.ts';
 import { storeError } from './files.ts';
 import { member, type ParsedName } from './layout.ts';

@@ -89,7 +89,7 @@ test('A3: after a cancel the end is quick though sync hangs; the next job does t
   });
   let ended = 0;
   const volume = new MemoryVolume('drive-scsi0', patterned(chunk, 1));
-  const opened = { provider, path, log: storage.log, abort };
+  const opened = { provider, path, runDir, log: storage.log, abort };
   abort.signal.addEventListener('abort', () => {
     ended = performance.now();
   });

@@ -19,6 +19,7 @@ export async function makeTemporary(): Promise<string> {
 export interface Opened {
   readonly provider: Provider;
   readonly path: string;
+  readonly runDir: string;
   readonly log: ReturnType<typeof makeLog>;
   readonly abort: AbortController;
 }
@@ -42,7 +43,7 @@ export async function openStorage(
     cacheDir: runDir,
     signal: abort.signal,
   });
-  return { provider, path, log, abort };
+  return { provider, path, runDir, log, abort };
 }
 
 export async function makeStorage(options: Record<string, unknown> = {}): Promise<Opened> {
