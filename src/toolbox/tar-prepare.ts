@@ -1,10 +1,12 @@
-import { stat } from 'node:fs/promises';
-import { BackupError } from '../protocol/errors.ts';
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import type { Logger } from '../sdk/provider.ts';
-import { abortError } from './abort.ts';
+import { isSameProcess, processStartTime } from './processes.ts';
+import { checkTar, type TarReport } from './tar-check.ts';
+import { withoutDevices } from './tar-filter.ts';
 
 export interface PrepareTarOptions {
-  /** Where a copy without device nodes goes, if one is needed. */
+  /** Where a copy without device nodes goes, if one is needed: an existing directory for that alone. */
   readonly scratch: string;
   readonly log: Logger;
   readonly signal: AbortSignal;
@@ -16,9 +18,37 @@ export interface PreparedTar {
   close(): Promise<void>;
 }
 
-/** Checks a container's archive and gives what PVE can extract in an unprivileged container [C7]. */
+let count = 0;
+
+/**
+ * Checks a container's archive and gives what PVE can extract in an unprivileged container [C7]: the archive
+ * itself, or a copy without the device nodes that cannot be created there.
+ */
 export async function prepareTar(path: string, options: PrepareTarOptions): Promise<PreparedTar> {
-  if (options.signal.aborted) throw abortError(options.signal);
-  if (!(await stat(path)).isFile()) throw new BackupError(`${path} is not a regular file`);
-  return { path, close: async () => undefined };
+  const { scratch, log, signal } = options;
+  await collectStaleCopies(scratch, log);
+  const report = await checkTar(path, { log, signal });
+  if (report.deviceCount === 0) return { path, close: async () => undefined };
+  log.warn(`device nodes outside ./dev cannot be restored and are left out: ${listed(report)}`);
+  const suffix = path.endsWith('.tar') ? 'tar' : 'tar.zst';
+  const startTime = await processStartTime(process.pid);
+  const copy = join(scratch, `${process.pid}-${startTime}-${++count}.${suffix}`);
+  await withoutDevices(path, copy, { log, signal });
+  return { path: copy, close: () => rm(copy, { force: true }) };
+}
+
+function listed({ devices, deviceCount }: TarReport): string {
+  const others = deviceCount - devices.length;
+  return `${devices.join(', ')}${others > 0 ? ` and ${others} more` : ''}`;
+}
+
+/** Removes the copies of killed processes; those of living ones stay. */
+async function collectStaleCopies(scratch: string, log: Logger): Promise<void> {
+  for (const entry of await readdir(scratch).catch(() => [])) {
+    const [, pid, startTime] = /^(\d+)-(\d+)-\d+\.tar(?:\.zst)?$/.exec(entry) ?? [];
+    if (pid === undefined || (await isSameProcess(Number(pid), Number(startTime)))) continue;
+    await rm(join(scratch, entry), { force: true }).catch((error: unknown) =>
+      log.debug('cannot remove what a dead process left', { entry, error: String(error) }),
+    );
+  }
 }

@@ -1,6 +1,6 @@
 import { Socket } from 'node:net';
-import { PassThrough, pipeline, type Readable, type Writable } from 'node:stream';
-import { pipeline as pipelineEnd } from 'node:stream/promises';
+import { PassThrough, type Readable, type Writable } from 'node:stream';
+import { pipeline } from 'node:stream/promises';
 import { BackupError, messageOf } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
 import { abortError, sleep } from './abort.ts';
@@ -8,22 +8,21 @@ import type { BandwidthLimiter } from './bandwidth.ts';
 import { openPipe } from './pipe.ts';
 import { ProgramError, type ProgramOptions, type RunningProgram, startProgram } from './run.ts';
 
-/** tar and the filter behind it, as one thing that runs. */
+/** tar and the filter behind it, running as one. */
 export interface TarPrograms {
   readonly stream: Readable;
   readonly tarPid: number;
-  /** Bytes that came out of tar; undefined if they go straight to the filter. */
+  /** Bytes that tar wrote; undefined if they go straight to the filter. */
   read(): number | undefined;
-  /** Bytes that came out of the last program. */
+  /** Bytes that came out at the end. */
   written(): number;
-  /** Resolves when both have ended well; rejects with the first failure, which also ended the other. */
+  /** Resolves when both have ended well; rejects with the first failure, which also ends the other. */
   readonly ended: Promise<void>;
 }
 
 export interface TarProgramsOptions {
-  /** Starts tar. */
   startTar(options: Pick<ProgramOptions, 'stdin' | 'stdout' | 'signal'>): Promise<RunningProgram>;
-  /** True for a status that is not a failure. */
+  /** True for an end of tar that is not a failure. */
   isHarmless(error: ProgramError): boolean;
   readonly through?: readonly [program: string, ...args: string[]];
   readonly limiter?: BandwidthLimiter;
@@ -32,93 +31,84 @@ export interface TarProgramsOptions {
   readonly ending: AbortController;
 }
 
+interface Connected {
+  readonly tar: RunningProgram;
+  readonly filter?: RunningProgram;
+  /** The bytes that this process itself hands to the filter. */
+  readonly copied?: Promise<void>;
+}
+
 const streamBuffer = 1024 * 1024;
 const filterEndMs = 2000;
+const ignore = () => undefined;
 
 /** Connects the programs, by a pipe of the kernel unless the bytes have to be slowed down. */
 export async function startTarPrograms(options: TarProgramsOptions): Promise<TarPrograms> {
-  const { through, limiter, log, ending } = options;
-  const { signal } = ending;
+  const { through, limiter, ending } = options;
   // Node and execa throw away what a program wrote if nobody reads when it ends: this keeps it.
   const stream = new PassThrough({ highWaterMark: streamBuffer });
-  stream.on('error', () => undefined);
+  stream.on('error', ignore);
   stream.once('close', () => {
     if (!stream.readableEnded) ending.abort(closedEarly(stream.errored));
   });
-  const out = async (from: Readable, to: Writable) => {
-    if (limiter === undefined) await pipelineEnd(from, to);
-    else await pipelineEnd(from, (chunks) => limited(chunks, limiter, signal), to);
-  };
-
-  if (through === undefined) {
-    const tar = await options.startTar({ signal, stdin: 'ignore' });
-    out(tar.stdout, stream).catch(() => undefined);
-    return programs(tar);
-  }
-  const [program, ...args] = through;
-  const pipe = limiter === undefined ? await openPipe() : undefined;
-  let filter: RunningProgram | undefined;
+  const isPiped = through !== undefined && limiter === undefined;
   try {
-    const input = pipe && { stdin: pipe.reader.fd };
-    filter = await startProgram(program, args, { signal, log, ...input });
-    pipeline(filter.stdout, stream, () => undefined);
-    const output = pipe && { stdout: pipe.writer.fd };
-    const tar = await options.startTar({ signal, stdin: 'ignore', ...output });
-    const copied = pipe === undefined ? out(tar.stdout, filter.stdin) : Promise.resolve();
-    return programs(tar, { ...filter, name: program, copied });
-  } catch (error) {
-    await filter?.stop();
-    throw error;
-  } finally {
-    await pipe?.close();
-  }
-
-  function programs(
-    tar: RunningProgram,
-    filter?: RunningProgram & { name: string; copied: Promise<void> },
-  ): TarPrograms {
-    const last = filter ?? tar;
+    const { tar, ...rest } = isPiped
+      ? await connectByPipe(options, stream)
+      : await connectByCopy(options, stream);
     return {
       stream,
       tarPid: tar.pid,
-      read: () => (pipe === undefined ? bytesOf(tar.stdout) : undefined),
-      written: () => bytesOf(last.stdout),
-      ended: end(tar, filter),
+      read: () => (isPiped ? undefined : bytesOf(tar.stdout)),
+      written: () => bytesOf((rest.filter ?? tar).stdout),
+      ended: end(options, { tar, ...rest }),
     };
+  } catch (error) {
+    ending.abort(error);
+    throw error;
   }
+}
 
-  async function end(
-    tar: RunningProgram,
-    filter?: RunningProgram & { name: string; copied: Promise<void> },
-  ): Promise<void> {
-    const tarEnded = tar.exited.catch((error: unknown) => {
-      if (!(error instanceof ProgramError)) throw error;
-      if (!options.isHarmless(error)) throw error;
-    });
-    const filterEnded = filter?.exited.catch((error: unknown) => {
-      ending.abort(error);
-      throw error;
-    });
-    const copied = filter?.copied.catch((error: unknown) => {
-      throw unread(filter.name, error);
-    });
-    copied?.catch(() => undefined);
-    filterEnded?.catch(() => undefined);
-    try {
-      await tarEnded;
-      await filterEnded;
-      await copied;
-    } catch (error) {
-      // A broken pipe is the filter's doing, and its own words say more.
-      const isBroken = error instanceof ProgramError && error.signal === 'SIGPIPE';
-      if (isBroken && filter !== undefined) {
-        await Promise.race([filterEnded, sleep(filterEndMs, signal)]).catch(() => undefined);
-      }
-      ending.abort(isBroken && filter !== undefined ? unread(filter.name, error) : error);
-    }
-    await Promise.allSettled([tarEnded, filterEnded]);
-    if (signal.aborted) throw abortError(signal);
+async function connectByPipe(options: TarProgramsOptions, stream: Writable): Promise<Connected> {
+  const { signal } = options.ending;
+  const pipe = await openPipe();
+  try {
+    const filter = await startFilter(options, stream, pipe.reader.fd);
+    const stdio = { stdin: 'ignore', stdout: pipe.writer.fd } as const;
+    return { filter, tar: await options.startTar({ signal, ...stdio }) };
+  } finally {
+    await pipe.close();
   }
+}
+
+async function connectByCopy(options: TarProgramsOptions, stream: Writable): Promise<Connected> {
+  const { signal } = options.ending;
+  const filter = options.through && (await startFilter(options, stream));
+  const tar = await options.startTar({ signal, stdin: 'ignore' });
+  const copied = copy(tar.stdout, filter?.stdin ?? stream, options);
+  copied.catch(ignore);
+  return filter === undefined ? { tar } : { tar, filter, copied };
+}
+
+async function startFilter(
+  { through = [''], log, ending: { signal } }: TarProgramsOptions,
+  stream: Writable,
+  stdin?: number,
+): Promise<RunningProgram> {
+  const [program, ...args] = through;
+  const input = stdin !== undefined && { stdin };
+  const filter = await startProgram(program, args, { signal, log, ...input });
+  pipeline(filter.stdout, stream).catch(ignore);
+  return filter;
+}
+
+async function copy(
+  from: Readable,
+  to: Writable,
+  { limiter, ending: { signal } }: TarProgramsOptions,
+): Promise<void> {
+  if (limiter === undefined) return pipeline(from, to);
+  return pipeline(from, (chunks: AsyncIterable<Buffer>) => limited(chunks, limiter, signal), to);
 }
 
 /** Ends early, and quietly, when the signal aborts: the programs are stopped then. */
@@ -137,11 +127,35 @@ async function* limited(
   }
 }
 
+async function end(
+  { through, isHarmless, ending }: TarProgramsOptions,
+  { tar, filter, copied }: Connected,
+): Promise<void> {
+  const { signal } = ending;
+  const filterEnded = filter?.exited.catch((error: unknown) => ending.abort(error));
+  try {
+    await tar.exited.catch((error: unknown) => {
+      if (!(error instanceof ProgramError && isHarmless(error))) throw error;
+    });
+    await copied;
+  } catch (error) {
+    // Whose input ends early breaks tar's pipe, and has more to say about it than tar.
+    const isFiltersFault = error instanceof ProgramError ? error.signal === 'SIGPIPE' : filter;
+    if (filter !== undefined && isFiltersFault) {
+      await Promise.race([filterEnded, sleep(filterEndMs, signal)]).catch(ignore);
+      ending.abort(unread(through?.[0], error));
+    }
+    ending.abort(error);
+  }
+  await filterEnded;
+  if (signal.aborted) throw abortError(signal);
+}
+
 function bytesOf(stream: Readable): number {
   return stream instanceof Socket ? stream.bytesRead : 0;
 }
 
-function unread(filter: string, cause: unknown): BackupError {
+function unread(filter: string | undefined, cause: unknown): BackupError {
   return new BackupError(`${filter} ended before it had read the whole container`, { cause });
 }
 

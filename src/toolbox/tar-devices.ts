@@ -1,0 +1,22 @@
+import { isBelowDev, plainName, TarFault } from './tar-names.ts';
+import type { TarMember } from './tar-reader.ts';
+
+/** More than any container has; they are kept in memory. */
+const maxDevices = 100_000;
+
+/** Finds the members that an unprivileged restore cannot create, as they go by [C7]. */
+export class DeviceFilter {
+  readonly #devices = new Set<string>();
+
+  /** True for a device node that PVE would try to create, and for a hard link to any device node. */
+  isForbidden({ header, name, linkName }: TarMember): boolean {
+    const { type } = header;
+    const link = type === '1' && this.#devices.has(plainName(linkName));
+    if (type !== '3' && type !== '4' && !link) return false;
+    this.#devices.add(plainName(name));
+    if (this.#devices.size > maxDevices) {
+      throw new TarFault(`it has more than ${maxDevices} device nodes`);
+    }
+    return !isBelowDev(name);
+  }
+}
