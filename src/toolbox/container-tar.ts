@@ -1,11 +1,15 @@
+import { readFile } from 'node:fs/promises';
+import { messageOf, oneLine } from '../protocol/errors.ts';
 import type { Logger, TarOptions, TarStream, TarTotals } from '../sdk/provider.ts';
 import { follow } from './abort.ts';
 import { BandwidthLimiter } from './bandwidth.ts';
+import { ContainerProgress, type TarCounts } from './container-progress.ts';
+import { scanTree } from './container-scan.ts';
 import { tarExcludes, uselessExcludes } from './excludes.ts';
 import type { Namespaces } from './namespaces.ts';
 import { startProgram } from './run.ts';
 import { TarMessages } from './tar-messages.ts';
-import { startTarPrograms } from './tar-programs.ts';
+import { startTarPrograms, type TarPrograms } from './tar-programs.ts';
 
 export interface TarSource {
   readonly namespaces: Namespaces;
@@ -32,8 +36,10 @@ const flags = [
   '--no-unquote',
 ];
 /** Reads what its owner alone may read, and can do nothing else. */
-export const readerCapabilities = ['dac_read_search'];
+const capabilities = ['dac_read_search'];
+const intervalMs = 3000;
 const maxNamed = 20;
+const maxLine = 1000;
 
 /** Starts tar inside the namespaces, and the filter outside. */
 export async function startTar(source: TarSource, options: TarOptions): Promise<TarStream> {
@@ -42,11 +48,14 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
   for (const pattern of uselessExcludes(exclude)) {
     log.warn(`the exclude pattern '${pattern}' matches nothing, since it ends with a slash`);
   }
-  const changed = new Named(log);
-  const messages = new TarMessages((text) => changed.add(text));
+  let changes = 0;
+  const messages = new TarMessages((text) => {
+    changes++;
+    if (changes <= maxNamed) log.warn(shorten(text));
+  });
   const ending = new AbortController();
   const unfollow = follow(ending, source.signal, options.signal);
-  const [program, ...args] = namespaces.enter(directory, readerCapabilities);
+  const [program, ...lead] = namespaces.enter(directory, capabilities);
   const tar = [
     ...['tar', '--create', '--file=-', '--totals', '--verbose'],
     ...flags,
@@ -56,7 +65,7 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
   try {
     const programs = await startTarPrograms({
       startTar: (plumbing) =>
-        startProgram(program, [...args, ...tar], {
+        startProgram(program, [...lead, ...tar], {
           ...plumbing,
           name: 'tar',
           env: { LC_ALL: 'C.UTF-8' },
@@ -69,11 +78,28 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
       log,
       ending,
     });
-    const done = programs.ended.then((): TarTotals => {
-      changed.finish();
-      return { entries: messages.entries, bytes: messages.totalBytes ?? 0 };
+    const progress = new ContainerProgress({ log });
+    const counts = (bytes: number): TarCounts => ({
+      entries: messages.entries,
+      bytes,
+      ...(through && { written: programs.written() }),
     });
-    done.catch(() => undefined).finally(unfollow);
+    const timer = setInterval(async () => {
+      const bytes = await bytesRead(programs);
+      if (bytes !== undefined) progress.update(counts(bytes));
+    }, intervalMs);
+    const scanned = scan(source, { exclude, signal: ending.signal }, progress);
+    const done = programs.ended
+      .finally(() => clearInterval(timer))
+      .then(async (): Promise<TarTotals> => {
+        await scanned;
+        if (changes > maxNamed) log.warn(`and ${changes - maxNamed} more such warnings of tar`);
+        const bytes = messages.totalBytes ?? 0;
+        progress.finish(counts(bytes));
+        return { entries: messages.entries, bytes };
+      })
+      .finally(unfollow);
+    done.catch(() => undefined);
     return { stream: programs.stream, done };
   } catch (error) {
     unfollow();
@@ -81,23 +107,39 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
   }
 }
 
-/** Names the first, counts the rest. */
-class Named {
-  readonly #log: Logger;
-  #count = 0;
-
-  constructor(log: Logger) {
-    this.#log = log;
-  }
-
-  add(text: string): void {
-    this.#count++;
-    if (this.#count <= maxNamed) this.#log.warn(text);
-  }
-
-  finish(): void {
-    if (this.#count > maxNamed) {
-      this.#log.warn(`and ${this.#count - maxNamed} more files that changed meanwhile`);
+async function scan(
+  source: TarSource,
+  options: { exclude: readonly string[]; signal: AbortSignal },
+  progress: ContainerProgress,
+): Promise<void> {
+  const { log } = source;
+  try {
+    const { devices, ...totals } = await scanTree(source, { ...options, capabilities });
+    progress.expect(totals);
+    for (const name of devices.first) {
+      log.warn(
+        `${shorten(name)} is a device node: it is in the archive,` +
+          ' but cannot be restored into an unprivileged container',
+      );
     }
+    const more = devices.count - devices.first.length;
+    if (more > 0) log.warn(`and ${more} more device nodes outside ./dev`);
+  } catch (error) {
+    log.debug(`the container could not be counted: ${messageOf(error)}`);
   }
+}
+
+/** What tar wrote; if it has ended meanwhile, nothing. */
+async function bytesRead(programs: TarPrograms): Promise<number | undefined> {
+  const counted = programs.read();
+  if (counted !== undefined) return counted;
+  const text = await readFile(`/proc/${programs.tarPid}/io`, 'latin1').catch(() => '');
+  const written = /^wchar: (\d+)$/m.exec(text)?.[1];
+  return written === undefined ? undefined : Number(written);
+}
+
+function shorten(text: string): string {
+  const line = oneLine(text);
+  if (line.length <= maxLine) return line;
+  return `${line.slice(0, maxLine / 2)} … ${line.slice(-maxLine / 2)}`;
 }

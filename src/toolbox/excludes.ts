@@ -18,7 +18,7 @@ export function tarExcludes(patterns: readonly string[]): string[] {
 /** The same as a condition of find(1), true for what tar leaves out. */
 export function findExcludes(patterns: readonly string[]): string[] {
   const paths = [...always, ...patterns].flatMap((pattern) =>
-    isAnchored(pattern) ? [`.${pattern}`] : [`*/${pattern}`],
+    isAnchored(pattern) ? [`.${pattern}`] : [pattern, `*/${pattern}`],
   );
   return ['(', ...paths.flatMap((path, at) => [...(at === 0 ? [] : ['-o']), '-path', path]), ')'];
 }
