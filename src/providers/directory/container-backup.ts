@@ -1,5 +1,5 @@
 import type { ContainerBackup, ContainerBackupInput } from '../../sdk/provider.ts';
-import { abortError } from '../../toolbox/abort.ts';
+import { abortError, follow } from '../../toolbox/abort.ts';
 import { formatBytes } from '../../toolbox/bytes.ts';
 import type { Compression } from './chunk-codec.ts';
 import { codeOf } from './files.ts';
@@ -24,9 +24,8 @@ export class DirectoryContainerBackup
     const { file, through } = forms[this.store.compression];
     // Ends tar where it is we who cannot go on.
     const stop = new AbortController();
-    const abort = () => stop.abort(signal.reason);
     if (signal.aborted) throw abortError(signal);
-    signal.addEventListener('abort', abort, { once: true });
+    const unfollow = follow(stop, signal);
     try {
       const tar = await tree.tar({
         exclude,
@@ -56,7 +55,7 @@ export class DirectoryContainerBackup
         storedBytes: written.size,
       };
     } finally {
-      signal.removeEventListener('abort', abort);
+      unfollow();
     }
   }
 }
