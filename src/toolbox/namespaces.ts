@@ -19,6 +19,15 @@ export interface Namespaces {
   close(): Promise<void>;
 }
 
+/** A descriptor that this process inherited could lead out of the namespaces. */
+const closeDescriptors = `
+  opendir(my $dir, "/proc/self/fd") or die "cannot list the open files: $!\\n";
+  for my $fd (grep { /^[0-9]+$/ && $_ > 2 } readdir($dir)) {
+    open(my $file, "<&=", $fd) and close($file);
+  }
+  exec { $ARGV[0] } @ARGV or die "cannot start $ARGV[0]: $!\\n";
+`;
+
 /** Opens the namespaces of the process that calls us [A7, A8]; the user namespace only if it is not our own [A9]. */
 export async function openNamespaces(caller: ProcessIdentity): Promise<Namespaces> {
   const handles: FileHandle[] = [];
@@ -44,7 +53,7 @@ export async function openNamespaces(caller: ProcessIdentity): Promise<Namespace
         // By their names in /proc nobody has to inherit the descriptors.
         const file = (handle: FileHandle) => `/proc/${process.pid}/fd/${handle.fd}`;
         return [
-          'nsenter',
+          ...(['perl', '-e', closeDescriptors, '--', 'nsenter'] as const),
           ...(isOwn ? [] : [`--user=${file(user)}`]),
           `--mount=${file(mount)}`,
           '--setuid=0',

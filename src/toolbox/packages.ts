@@ -9,6 +9,7 @@ const packages = new Map([
   ['mkfifo', 'coreutils'],
   ['nbdfuse', 'libnbd-bin'],
   ['nsenter', 'util-linux'],
+  ['perl', 'perl'],
   ['qemu-img', 'pve-qemu-kvm'],
   ['qemu-nbd', 'pve-qemu-kvm'],
   ['setpriv', 'util-linux'],

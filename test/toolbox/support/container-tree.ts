@@ -1,0 +1,90 @@
+import { execFileSync } from 'node:child_process';
+import { once } from 'node:events';
+import { readdirSync, readFileSync } from 'node:fs';
+import type { Readable } from 'node:stream';
+import { buffer } from 'node:stream/consumers';
+import { onTestFinished } from 'vitest';
+import type { ContainerTree, TarOptions } from '../../../src/sdk/provider.ts';
+import {
+  type ContainerTreeOptions,
+  openContainerTree,
+} from '../../../src/toolbox/container-tree.ts';
+import { ContainerCaller } from './container-caller.ts';
+import { LogLines } from './log.ts';
+
+/** A container that is gone after the test; not yet started. */
+export function container(options?: { privileged?: boolean }): ContainerCaller {
+  const caller = new ContainerCaller(options);
+  onTestFinished(() => caller.remove());
+  return caller;
+}
+
+export async function openTree(
+  caller: ContainerCaller,
+  options: Partial<ContainerTreeOptions> = {},
+): Promise<ContainerTree & { close(): Promise<void>; log: LogLines }> {
+  const log = new LogLines();
+  const tree = await openContainerTree({
+    caller: caller.identity,
+    directory: caller.directory,
+    sources: ['./'],
+    userId: caller.userId,
+    log,
+    signal: new AbortController().signal,
+    ...options,
+  });
+  onTestFinished(() => tree.close());
+  return Object.assign(tree, { log });
+}
+
+/** The whole tar, after tar has ended well. */
+export async function readTar(tree: ContainerTree, options?: TarOptions) {
+  const { stream, done } = await tree.tar(options);
+  const data = await buffer(stream);
+  return { data, totals: await done };
+}
+
+/** The lines of `tar -tv`, with names escaped. */
+export function listTar(tar: Buffer): string[] {
+  const options = { input: tar, env: { ...process.env, LC_ALL: 'C.UTF-8' }, maxBuffer: 1e9 };
+  return execFileSync('tar', ['-tvf', '-', '--numeric-owner', '--full-time'], options)
+    .toString()
+    .trimEnd()
+    .split('\n');
+}
+
+/** Names only, sorted. */
+export function namesOf(tar: Buffer): string[] {
+  const options = { input: tar, env: { ...process.env, LC_ALL: 'C.UTF-8' }, maxBuffer: 1e9 };
+  return execFileSync('tar', ['-tf', '-'], options).toString().trimEnd().split('\n').sort();
+}
+
+/** The content of one member. */
+export function memberOf(tar: Buffer, name: string): Buffer {
+  return execFileSync('tar', ['-xOf', '-', name], { input: tar, maxBuffer: 1e9 });
+}
+
+/** Reads until tar has said what it reads first, and lets it wait then. */
+export async function firstBytes(stream: Readable, length: number): Promise<Buffer> {
+  let chunk: Buffer | null = stream.read(length);
+  while (chunk === null) {
+    await once(stream, 'readable');
+    chunk = stream.read(length);
+  }
+  return chunk;
+}
+
+/** Processes whose command line holds the text. */
+export function processesWith(text: string): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        return readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes(text);
+      } catch {
+        return false;
+      }
+    })
+    .map(Number)
+    .filter((pid) => pid !== process.pid);
+}
