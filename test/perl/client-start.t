@@ -23,10 +23,12 @@ is_deeply([calls()], [], 'A4: new starts no host');
     local $ENV{PVE_SECRET} = 'x';
     my $process = $client->call('process', {});
     my %links = $process->{descriptors}->%*;
-    my @extra = grep { $_ > 2 && $links{$_} !~ m!/misbehave\.pl$|/proc/\d+/fd$! } keys %links;
+    my @extra = grep { $_ > 3 && $links{$_} !~ m!/misbehave\.pl$|/proc/\d+/fd$! } keys %links;
     is_deeply(\@extra, [], 'A5: no other descriptor is open in the host');
     like($links{0}, qr/^socket:/, 'A5: fd 0 is the socketpair');
     is($links{1}, $links{0}, 'A5: fd 1 is the same');
+    like($links{3}, qr/^socket:/, 'A8: fd 3 is a socketpair');
+    isnt($links{3}, $links{0}, 'A8: of its own');
     is($links{2}, root() . '/var/log/pve-backup-bridge/store.log', 'A5: fd 2 is the log file');
     is_deeply(
         $process->{environment},
@@ -71,7 +73,12 @@ for my $name (sort keys %$handlers) {
     my $result = eval { client('no-stdin')->call('process', {}) };
     open(STDERR, '>&', $err) or die;
     open(STDIN, '<&', $in) or die;
-    like($result->{descriptors}->{0}, qr/^socket:/, 'a host starts where fd 0 and 2 are closed');
+    like(
+        $result->{descriptors}->{$_}, qr/^socket:/,
+        "a host starts where fd 0 and 2 are closed: $_"
+        )
+
+        for 0, 3;
 }
 
 # Signals to the process group do not reach a host, and die handlers do not run in its birth.

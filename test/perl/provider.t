@@ -63,19 +63,6 @@ is_deeply(
 );
 is($provider->job_cleanup(), undef, 'B14: job_cleanup');
 
-like(
-    error_of(sub { $provider->backup_init(101, 'lxc', 1795428402) }),
-    qr/^the bridge does not back up containers\n\z/, 'containers: a clear error',
-);
-for my $method (qw(backup_container_prepare backup_container restore_container_init
-    restore_container_cleanup))
-{
-    is(
-        error_of(sub { $provider->$method(101, {}) }),
-        "Directory: containers are not supported by this provider\n", "$method is refused",
-    );
-}
-
 # What is sent.
 {
     no warnings 'redefine';
@@ -129,6 +116,40 @@ ok(!tainted($disks->{'drive-scsi0'}->{size}), 'A2: the size is untainted');
 ok(!tainted($image->{'qemu-img-path'}), 'A2: the path is untainted');
 ok(!tainted($_), 'A2: the mechanism is untainted') for $provider->restore_get_mechanism($volname);
 ok(!tainted($provider->archive_get_guest_config($volname)), 'A2: the config is untainted');
+
+# A restore of a container, with and without the storage ID.
+my $container = $volname =~ s/qemu/lxc/r;
+for my $storeids ([], ['store']) {
+    my @args = ($container, @$storeids, {});
+    my $form = @$storeids ? 'with' : 'without';
+    $provider = provider();
+    my $init = $provider->restore_container_init(@args);
+    is_deeply($init, { 'tar-path' => '/run/archive.tar.zst' }, "C2: a tar file $form a storage ID");
+    ok(!tainted($init->{'tar-path'}), 'A2: the path is untainted');
+    is($provider->restore_container_cleanup(@args), undef, "C2: cleanup $form a storage ID");
+    my @asked = map { s/^\d+ //r } calls();
+    my @expected = ('start', 'open', 'restore_container_init', 'restore_container_cleanup');
+    is_deeply(\@asked, \@expected, 'C2: and no more');
+    $provider = provider('directory');
+    $init = $provider->restore_container_init(@args);
+    is_deeply(
+        $init, { 'archive-directory' => "/srv/sn\x{f6}w" },
+        "C2: a directory $form a storage ID"
+    );
+    ok(!tainted($init->{'archive-directory'}), 'A2: the path is untainted');
+}
+is_deeply(\@log, [], 'A11: nothing was logged');
+
+# [C2] What is no path is refused, and released: PVE calls no cleanup then.
+for my $bad (qw(relative-path newline two-keys other-key nested nothing list)) {
+    $provider = provider($bad);
+    is(
+        error_of(sub { $provider->restore_container_init($container, 'store', {}) }),
+        "the backup host returned neither a valid 'tar-path' nor a valid 'archive-directory'\n",
+        "restore_container_init: $bad",
+    );
+    is(scalar(grep { m/ restore_container_cleanup$/ } calls()), 1, "C2: $bad is released");
+}
 
 for my $bad ("backup/../../etc/passwd", "backup/100/qemu-x\n", 'nonsense') {
     like(

@@ -3,11 +3,13 @@ package PVE::BackupBridge::Client;
 
 # Starts the host of a storage and calls it: JSON-RPC 2.0, one message per line, over a socketpair.
 # A host belongs to one process and one storage. Nothing that it says is trusted.
+# A second socketpair is for the children that its owner forks: one that is killed in mid-line must not get
+# the owner's own calls out of step [A8, A10].
 
 use v5.36;
 
 use Errno qw(EAGAIN ECONNRESET EINTR);
-use Fcntl qw(F_DUPFD F_GETFL F_SETFL O_NONBLOCK);
+use Fcntl qw(FD_CLOEXEC F_DUPFD F_GETFL F_SETFD F_SETFL O_NONBLOCK);
 use JSON;
 use List::Util qw(max min);
 use POSIX ();
@@ -63,8 +65,14 @@ my sub start_time($pid) {
     return $time;
 }
 
-# The rest of a child's life: becomes the host, in a session of its own, with fd 0 and 1 on $socket.
-my sub become_host($socket, $log_file, @command) {
+# This process, for the wire.
+sub this_process() {
+    return { pid => int($$), 'start-time' => int(start_time($$) // 0) };
+}
+
+# The rest of a child's life: becomes the host, in a session of its own, with fd 0 and 1 on the first
+# socket and fd 3 on the second.
+my sub become_host($sockets, $log_file, @command) {
     no warnings qw(exec io);
     delete @SIG{qw(__DIE__ __WARN__)};
     $SIG{$_} = 'DEFAULT' for grep { $SIG{$_} } keys %SIG;
@@ -75,17 +83,17 @@ my sub become_host($socket, $log_file, @command) {
     my $log;
     open($log, '>>', $log_file) or open($log, '>', '/dev/null') or die "no log - $!\n";
     # Above 2 first: PVE's own standard descriptors may be closed.
-    my ($in, $err) = map { fcntl($_, F_DUPFD, 10) // die "dup - $!\n" } $socket, $log;
-    POSIX::dup2(@$_) // die "dup2 - $!\n" for [$in, 0], [$in, 1], [$err, 2];
+    my ($in, $second, $err) = map { fcntl($_, F_DUPFD, 10) // die "dup - $!\n" } @$sockets, $log;
+    POSIX::dup2(@$_) // die "dup2 - $!\n" for [$in, 0], [$in, 1], [$err, 2], [$second, 3];
     opendir(my $dir, '/proc/self/fd') or die "cannot list descriptors - $!\n";
-    POSIX::close($_) for grep { m/^\d+$/ && $_ > 2 } readdir($dir);
+    POSIX::close($_) for grep { m/^\d+$/ && $_ > 3 } readdir($dir);
     %ENV = (PATH => '/usr/sbin:/usr/bin:/sbin:/bin', LANG => 'C.UTF-8');
     exec { $command[0] } @command or die "exec $command[0] - $!\n";
 }
 
 # Forks twice, so that the host is nobody's zombie: PVE's daemons reap only the children they know.
 # Returns the host's pid.
-my sub spawn($socket, $log_file, @command) {
+my sub spawn($sockets, $log_file, @command) {
     pipe(my $read, my $write) or die "pipe - $!\n";
     my ($none, $all, $mask) = map { POSIX::SigSet->new } 1 .. 3;
     $all->fillset;
@@ -101,7 +109,7 @@ my sub spawn($socket, $log_file, @command) {
                 local $SIG{__DIE__};
                 POSIX::setsid();
                 my $pid = fork() // POSIX::_exit(1);
-                become_host($socket, $log_file, @command) if $pid == 0;
+                become_host($sockets, $log_file, @command) if $pid == 0;
                 syswrite($write, "$pid\n");
                 POSIX::_exit(0);
             };
@@ -124,18 +132,24 @@ my sub lose($host, $reason) {
     return if $host->{lost};
     $host->{lost} = $reason;
     close($host->{socket});
+    delete $host->{second};
     my $current = $hosts->{ $host->{storeid} };
     delete $hosts->{ $host->{storeid} } if $current && $current == $host;
 }
 
-my sub complaint($host, $what) {
-    return "the backup host of storage '$host->{storeid}' $what, see $host->{log_file}\n";
+my sub log_file($storeid) {
+    return "$ROOT/var/log/pve-backup-bridge/$storeid.log";
+}
+
+my sub complaint($storeid, $what) {
+    my $log_file = log_file($storeid);
+    return "the backup host of storage '$storeid' $what, see $log_file\n";
 }
 
 my sub kill_host($host, $what) {
     my ($pid, $start_time) = $host->@{qw(pid start_time)};
     kill('KILL', $pid) if $start_time && (start_time($pid) // '') eq $start_time;
-    lose($host, complaint($host, $what));
+    lose($host, complaint($host->{storeid}, $what));
 }
 
 my sub post($host, $message) {
@@ -168,7 +182,7 @@ my sub receive_hello($host, $message) {
     my $open = {
         storeid => $host->{storeid},
         scfg => $json->decode($host->{scfg}),
-        owner => { pid => int($$), 'start-time' => int(start_time($$) // 0) },
+        owner => this_process(),
     };
     $host->{open} = request($host, 'open', $open);
 }
@@ -191,7 +205,11 @@ my sub receive($host, $line) {
     my $message = eval { $json->decode($line) };
     my $err = $@;
     die $err if $err && is_foreign($err);
-    if (ref($message) ne 'HASH' || ($message->{jsonrpc} // '') ne '2.0') {
+    my $is_message = ref($message) eq 'HASH' && ($message->{jsonrpc} // '') eq '2.0';
+    my $is_first_answer = $is_message && $host->{open} && ($message->{id} // '') eq $host->{open};
+    # The rest of a line, answers and log lines of an earlier child.
+    return if $host->{inherited} && !$host->{opened} && !$is_first_answer;
+    if (!$is_message) {
         my $start = one_line(substr($line, 0, 60));
         return kill_host($host, "sent something else than JSON-RPC ('$start')");
     }
@@ -229,7 +247,7 @@ my sub receive_pending($host) {
     if (!$count) {
         return if !defined($count) && ($! == EAGAIN || $! == EINTR);
         $host->{unread} = 1 if !defined($count) && $! == ECONNRESET;
-        return lose($host, complaint($host, 'has ended unexpectedly'));
+        return lose($host, complaint($host->{storeid}, 'has ended unexpectedly'));
     }
     $host->{active} = now();
     while ((my $end = index($host->{in}, "\n", $host->{scanned})) >= 0) {
@@ -281,37 +299,29 @@ my sub wait_for($host, $deadline, $is_done) {
     }
 }
 
-# A section of storage.cfg as text: what a value means is for the host to know.
-my sub as_text($value) {
-    return { map { $_ => __SUB__->($value->{$_}) } keys %$value } if ref($value) eq 'HASH';
+# Values of storage.cfg and the like as text: what they mean is for the host to know.
+sub as_text($value) {
+    return { map { $_ => as_text($value->{$_}) } keys %$value } if ref($value) eq 'HASH';
+    return [map { as_text($_) } @$value] if ref($value) eq 'ARRAY';
     my $text = ($value // '') . '';
-    utf8::decode($text); # the file is read as bytes, the API gives characters
+    utf8::decode($text); # files are read as bytes, the API gives characters [B18]
     return $text;
 }
 
-my sub start($type, $storeid, $scfg) {
-    for my $file ($NODE, $HOST) {
-        die "'$file' is missing: reinstall pve-backup-bridge and nodejs\n" if !-e $file;
-    }
-    my @root = $ROOT eq '' ? () : ('--root', $ROOT);
-    my @command = ($NODE, $HOST, @root, PVE::BackupBridge::Manifest::directory($type));
-    my $log_directory = "$ROOT/var/log/pve-backup-bridge";
-    # The host makes it as well, but what keeps it from starting has to go there, too.
-    mkdir($log_directory, 0700);
-    my $log_file = "$log_directory/$storeid.log";
+# Two sockets, of which no program that PVE runs inherits a thing.
+my sub socket_pair() {
     socketpair(my $ours, my $theirs, AF_UNIX, SOCK_STREAM, PF_UNSPEC) or die "socketpair - $!\n";
-    my $pid = spawn($theirs, $log_file, @command);
+    fcntl($_, F_SETFD, FD_CLOEXEC) or die "fcntl - $!\n" for $ours, $theirs;
     my $flags = fcntl($ours, F_GETFL, 0) or die "fcntl - $!\n";
     fcntl($ours, F_SETFL, $flags | O_NONBLOCK) or die "fcntl - $!\n";
+    return ($ours, $theirs);
+}
+
+my sub connection($socket, %host) {
     my $now = now();
     return {
-        storeid => $storeid,
-        scfg => $scfg,
-        log_file => $log_file,
-        owner => $$,
-        pid => $pid,
-        start_time => start_time($pid),
-        socket => $ours,
+        %host,
+        socket => $socket,
         started => $now,
         active => $now,
         in => '',
@@ -320,6 +330,30 @@ my sub start($type, $storeid, $scfg) {
         calls => {}, # id => answer, undef while there is none
         late => {}, # method => id of a call that was left running
     };
+}
+
+my sub start($type, $storeid, $scfg) {
+    for my $file ($NODE, $HOST) {
+        die "'$file' is missing: reinstall pve-backup-bridge and nodejs\n" if !-e $file;
+    }
+    my @root = $ROOT eq '' ? () : ('--root', $ROOT);
+    my @command = ($NODE, $HOST, @root, PVE::BackupBridge::Manifest::directory($type));
+    my $log_file = log_file($storeid);
+    # The host makes its directory as well, but what keeps it from starting has to go there, too.
+    my $log_directory = $log_file =~ s!/[^/]*\z!!r;
+    mkdir($log_directory, 0700);
+    my ($ours, $theirs) = socket_pair();
+    my ($second, $their_second) = socket_pair();
+    my $pid = spawn([$theirs, $their_second], $log_file, @command);
+    return connection(
+        $ours,
+        storeid => $storeid,
+        scfg => $scfg,
+        owner => $$,
+        pid => $pid,
+        start_time => start_time($pid),
+        second => $second,
+    );
 }
 
 # A handle on the host of a storage. Starts nothing [A4].
@@ -334,7 +368,7 @@ my sub stop($storeid) {
     return if $host->{owner} != $$;
     request($host, 'shutdown', {}) if $host->{open};
     move($host, 0);
-    lose($host, complaint($host, 'was stopped'));
+    lose($host, complaint($host->{storeid}, 'was stopped'));
 }
 
 # Whether it is the host, and not its store, that keeps a call with a deadline waiting.
@@ -351,6 +385,25 @@ my sub find_host($storeid, $scfg) {
     return $host if $is_ours && !$host->{lost} && ($host->{held} || $host->{scfg} eq $scfg);
     stop($storeid);
     return;
+}
+
+# For a child of the owner's. What an earlier child may have begun is ended and spoiled first, even if it
+# lacked no more than its newline.
+my sub connect_second($host) {
+    my $second = connection($host->{second}, $host->%{qw(storeid pid start_time)}, inherited => 1);
+    $second->{out} = "!\n";
+    $second->{open} = request($second, 'ping', {});
+    return $second;
+}
+
+# The host that is there already, for a call that makes sense with no other. In a namespace a child could
+# neither start one nor kill it [A8].
+my sub find_present($storeid, $scfg) {
+    my $gone = complaint($storeid, 'has ended before its work was done');
+    my $host = $hosts->{$storeid} // die $gone;
+    return find_host($storeid, $scfg) // die $gone if $host->{owner} == $$;
+    die $gone if $host->{owner} != getppid() || !defined(fileno($host->{second}));
+    return connect_second($host);
 }
 
 # Asks for the end of a call and gives it some time. The error that came first has to reach the caller as
@@ -390,16 +443,18 @@ my sub call_host($host, $method, $params, %opts) {
 # Calls a method of the host and returns its result, a reference. Options:
 #  log       code for the host's log lines, given a level and a message; without it they are dropped
 #  requests  method => code, for what the host may ask meanwhile
+#  second    1 where a forked child may call on behalf of its parent; starts no host
 #  hold      1 keeps this host even if storage.cfg changes, 0 ends that
 #  deadline  on the clock of now(): past it the answer is undef, and the next call of this method waits for
 #            the same one
 sub call($self, $method, $params, %opts) {
     my ($type, $storeid) = $self->@{qw(type storeid)};
     my $scfg = $json->encode(as_text($self->{scfg}));
-    my $found = find_host($storeid, $scfg);
+    my $found = $opts{second} ? find_present($storeid, $scfg) : find_host($storeid, $scfg);
     my $host = $found // ($hosts->{$storeid} = start($type, $storeid, $scfg));
     my $id = call_host($host, $method, $params, %opts);
-    if ($found && $host->{lost} && $host->{unread} && !$host->{ping} && !$host->{heard}) {
+    my $is_unread = $host->{lost} && $host->{unread} && !$host->{ping} && !$host->{heard};
+    if ($found && $is_unread && !$opts{second}) {
         # It left for idleness just then and has not read the call: anew, once.
         $host = $hosts->{$storeid} = start($type, $storeid, $scfg);
         $id = call_host($host, $method, $params, %opts);

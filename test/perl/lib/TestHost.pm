@@ -9,11 +9,13 @@ use Cwd qw(abs_path);
 use Exporter qw(import);
 use File::Path qw(make_path);
 use File::Temp qw(tempdir);
+use JSON;
+use POSIX ();
 use Time::HiRes qw(sleep time);
 
 our @EXPORT_OK = qw(
-    behave calls client error_of eventually host_pid is_alive provider_dir put_manifest root scfg slurp
-    timed write_file
+    behave calls client error_of eventually fork_userns host_pid in_userns is_alive provider_dir
+    put_manifest root scfg slurp timed use_host write_file
 );
 
 my ($base) = abs_path(__FILE__ =~ s!/?[^/]*\z!!r || '.') =~ m!^(.*)/test/perl/lib\z!;
@@ -93,6 +95,54 @@ sub host_pid($client) {
     return $pid;
 }
 
+# The program of fixtures/hosts that stands in for the host.
+sub use_host($name) {
+    no warnings 'once';
+    $PVE::BackupBridge::Client::HOST = "$base/fixtures/hosts/$name";
+}
+
+# Forks into new user and mount namespaces, as PVE does for an unprivileged container [A8]: uid 0 in there is
+# 100000 outside, gid 0 is 200000. Returns the child's pid and code that waits for it and returns what PVE's
+# parent would learn: { result } or { error }, nothing if the child was killed.
+sub fork_userns($code) {
+    pipe(my $asked, my $ask) or die;
+    pipe(my $mapped, my $map) or die;
+    pipe(my $read, my $write) or die;
+    my $pid = fork() // die;
+    if (!$pid) {
+        close($_) for $asked, $map, $read;
+        my $answer = eval {
+            my ($unshare, $new_user, $new_mount) = (272, 0x10000000, 0x20000);
+            syscall($unshare, $new_user | $new_mount) == 0 or die "unshare - $!\n";
+            syswrite($ask, "1");
+            sysread($mapped, my $go, 1);
+            ($(, $)) = (0, 0);
+            ($<, $>) = (0, 0);
+            { result => $code->() };
+        } // { error => "$@" };
+        print $write encode_json($answer);
+        close($write);
+        POSIX::_exit(0);
+    }
+    close($_) for $ask, $mapped, $write;
+    sysread($asked, my $ready, 1);
+    write_file("/proc/$pid/uid_map", "0 100000 65536\n");
+    write_file("/proc/$pid/gid_map", "0 200000 65536\n");
+    syswrite($map, "1");
+    my $join = sub {
+        local $/ = undef;
+        my $answer = <$read>;
+        waitpid($pid, 0);
+        return length($answer) ? decode_json($answer) : {};
+    };
+    return ($pid, $join);
+}
+
+sub in_userns($code) {
+    my (undef, $join) = fork_userns($code);
+    return $join->();
+}
+
 sub is_alive($pid) {
     return slurp("/proc/$pid/stat") =~ m/^\d+ \(.*\) [^ZX] /s ? 1 : 0;
 }
@@ -103,7 +153,7 @@ make_path("$root/var/log/pve-backup-bridge");
 put_manifest();
 no warnings 'once';
 $PVE::BackupBridge::Client::NODE = '/usr/bin/perl';
-$PVE::BackupBridge::Client::HOST = "$base/fixtures/hosts/misbehave.pl";
+use_host('misbehave.pl');
 $PVE::BackupBridge::Client::ROOT = $root;
 $PVE::BackupBridge::Manifest::PROVIDERS = "$root/providers";
 behave('');

@@ -22,6 +22,17 @@ my sub encode_config($config) {
     return encode_base64($config, '');
 }
 
+# What PVE has read of a guest's configuration.
+my sub encode_guest($guest_config, $info) {
+    my $guest = {
+        'guest-config' => encode_config($guest_config),
+        'bandwidth-limit' => int($info->{'bandwidth-limit'} // 0),
+    };
+    my $firewall_config = $info->{'firewall-config'};
+    $guest->{'firewall-config'} = encode_config($firewall_config) if defined($firewall_config);
+    return $guest;
+}
+
 # A part of a backup job, whose log is the task's.
 my sub call_job($self, $method, $params = {}, %opts) {
     return $self->{client}->call($method, $params, %opts, log => $self->{log});
@@ -86,18 +97,40 @@ sub backup_vm_query_incremental($self, $vmid, $volumes) {
 }
 
 sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
-    my $params = {
-        'guest-config' => encode_config($guest_config),
-        'bandwidth-limit' => int($info->{'bandwidth-limit'} // 0),
-    };
-    my $firewall_config = $info->{'firewall-config'};
-    $params->{'firewall-config'} = encode_config($firewall_config) if defined($firewall_config);
+    my $params = encode_guest($guest_config, $info);
     for my $device (keys %$volumes) {
         my $volume = $volumes->{$device};
         my $encoded = { map { $_ => $volume->{$_} } qw(bitmap-mode bitmap-name nbd-path) };
         $params->{volumes}->{$device} = { %$encoded, size => int($volume->{size}) };
     }
     call_guest($self, 'backup_vm', $vmid, $params);
+    return;
+}
+
+# Names are text on the wire, whatever they are here [B18].
+my sub encode_source($info) {
+    return {
+        PVE::BackupBridge::Client::as_text({ $info->%{qw(directory sources)} })->%*,
+        'backup-user-id' => int($info->{'backup-user-id'}),
+    };
+}
+
+sub backup_container_prepare($self, $vmid, $info) {
+    call_guest($self, 'backup_container_prepare', $vmid, encode_source($info));
+    return;
+}
+
+# Unprivileged containers: in a forked child in namespaces of its own, as the container's root [A8]. What it
+# returned would be encoded by PVE.
+sub backup_container($self, $vmid, $guest_config, $exclude_patterns, $info) {
+    my @patterns = grep { length($_ // '') } @$exclude_patterns;
+    my $params = {
+        encode_source($info)->%*,
+        encode_guest($guest_config, $info)->%*,
+        caller => PVE::BackupBridge::Client::this_process(),
+        'exclude-patterns' => PVE::BackupBridge::Client::as_text(\@patterns),
+    };
+    call_guest($self, 'backup_container', $vmid, $params, second => 1);
     return;
 }
 
@@ -167,15 +200,19 @@ sub restore_vm_cleanup($self, $volname, @) {
     return;
 }
 
-# Containers
-
-my sub refuse_container($self, @) {
-    die "$self->{title}: containers are not supported by this provider\n";
+sub restore_container_init($self, $volname, @) {
+    my $result = call_archive($self, 'restore_container_init', $volname, {}, hold => 1);
+    my ($key, @more) = ref($result) eq 'HASH' ? keys %$result : ();
+    my $is_known = !@more && ($key // '') =~ m/^(?:tar-path|archive-directory)\z/;
+    my $path = $is_known ? match('path', $result->{$key}) : undef;
+    return { $key => $path } if defined($path);
+    eval { $self->restore_container_cleanup($volname) }; # after a die PVE does not call it [C2]
+    die "the backup host returned neither a valid 'tar-path' nor a valid 'archive-directory'\n";
 }
 
-sub backup_container_prepare { return refuse_container(@_) }
-sub backup_container { return refuse_container(@_) }
-sub restore_container_init { return refuse_container(@_) }
-sub restore_container_cleanup { return refuse_container(@_) }
+sub restore_container_cleanup($self, $volname, @) {
+    call_archive($self, 'restore_container_cleanup', $volname, {}, hold => 0);
+    return;
+}
 
 1;
