@@ -1,12 +1,12 @@
-import { BackupError, messageOf } from '../protocol/errors.ts';
+import { BackupError, cancelled, messageOf } from '../protocol/errors.ts';
 import type { Handlers, Params } from '../protocol/methods.ts';
 import { archiveName } from '../protocol/model.ts';
-import type { DeviceName, VmBackup, VolumeSource } from '../sdk/provider.ts';
+import type { ContainerBackup, Guest, VmBackup } from '../sdk/provider.ts';
+import { sleep } from '../toolbox/abort.ts';
 import { collectStaleExports } from '../toolbox/image-export.ts';
-import { openLedger, recordBitmaps } from '../toolbox/ledger.ts';
-import { openNbdVolume } from '../toolbox/nbd-volume.ts';
-import { ReleaseStack } from '../toolbox/release.ts';
+import { runContainerBackup } from './container-run.ts';
 import type { Context } from './session.ts';
+import { noteBitmaps, planBitmaps, runVmBackup } from './vm-run.ts';
 
 type BackupMethod =
   | 'job_init'
@@ -15,16 +15,26 @@ type BackupMethod =
   | 'backup_get_mechanism'
   | 'backup_vm_query_incremental'
   | 'backup_vm'
+  | 'backup_container_prepare'
+  | 'backup_container'
   | 'backup_cleanup'
   | 'backup_handle_log_file';
 
+/** A provider that is deaf to its signal must not hold up the other guests. */
+const stopMs = 10_000;
+
 /** One guest of a job, from `backup_init` to the next one's or the job's end. */
-interface Task {
+interface Task<Backup = VmBackup | ContainerBackup> {
   readonly vmid: number;
-  readonly backup: VmBackup;
+  readonly backup: Backup;
   /** Set once the provider's `run` has resolved; nothing else says that there is an archive [A10]. */
   committed: boolean;
+  /** While the provider runs: aborts that and resolves when it has ended. */
+  stop?: () => Promise<void>;
 }
+
+const isVm = (task: Task): task is Task<VmBackup> => 'planBitmaps' in task.backup;
+const isContainer = (task: Task): task is Task<ContainerBackup> => !isVm(task);
 
 /** The methods of a backup job, in PVE's order [B2 to B14], and the order's enforcement. */
 export class BackupJob {
@@ -43,11 +53,31 @@ export class BackupJob {
         return {};
       },
       backup_init: (params) => this.#init(params),
-      backup_get_mechanism: async (params) => ({
-        mechanism: this.#taskOf(params.vmid).backup.mechanism,
-      }),
-      backup_vm_query_incremental: (params) => this.#plan(params),
-      backup_vm: (params, signal) => this.#run(params, signal),
+      backup_get_mechanism: async ({ vmid }) => {
+        const task = this.#taskOf(vmid);
+        return { mechanism: isVm(task) ? task.backup.mechanism : 'directory' };
+      },
+      backup_vm_query_incremental: (params) =>
+        planBitmaps(this.#context, this.#vmTask(params.vmid).backup, params),
+      backup_vm: async (params, signal) => {
+        const task = this.#vmTask(params.vmid);
+        const volumes = await this.#run(task, signal, (stopped) =>
+          runVmBackup(this.#context, task.backup, params, stopped),
+        );
+        await noteBitmaps(this.#context, task.vmid, task.backup, volumes);
+        return {};
+      },
+      backup_container_prepare: async ({ vmid }) => {
+        this.#containerTask(vmid);
+        return {};
+      },
+      backup_container: async (params, signal) => {
+        const task = this.#containerTask(params.vmid);
+        await this.#run(task, signal, (stopped) =>
+          runContainerBackup(this.#context, task.backup, params, stopped),
+        );
+        return {};
+      },
       backup_cleanup: (params) => this.#cleanup(params),
       backup_handle_log_file: (params) => this.#handleLogFile(params),
       job_cleanup: async () => {
@@ -79,62 +109,51 @@ export class BackupJob {
   }
 
   async #init(params: Params<'backup_init'>) {
-    const { provider, title } = this.#context;
+    const { vmid, vmtype } = params;
     const startTime = new Date(params['start-time'] * 1000);
     await this.#start(startTime);
     await this.#finishTask({ success: false, error: 'another backup has begun' });
-    const { vmid, vmtype } = params;
-    if (vmtype === 'lxc') throw new BackupError(`${title} does not back up containers`);
-    if (provider.backupVm === undefined) throw new BackupError(`${title} does not back up VMs`);
-    const backup = await provider.backupVm({ vmid, vmtype, startTime });
+    const backup = await this.#begin({ vmid, vmtype, startTime });
     this.#task = { vmid, backup, committed: false };
     return { 'archive-name': archiveName.parse(backup.archiveName) };
   }
 
-  async #plan(params: Params<'backup_vm_query_incremental'>) {
-    const { root, storeid } = this.#context;
-    const { backup, vmid } = this.#taskOf(params.vmid);
-    const sizes = Object.entries(params.volumes).map(([device, v]) => [device, v.size] as const);
-    // QEMU aborts when it is asked for access to no volume at all, and the guest dies with it [B6].
-    if (sizes.length === 0) {
-      throw new BackupError(`VM ${vmid} has no disk that is included in backups: include one`);
+  #begin(guest: Guest): Promise<VmBackup | ContainerBackup> {
+    const { provider, title } = this.#context;
+    if (guest.vmtype === 'lxc') {
+      if (provider.backupContainer !== undefined) return provider.backupContainer(guest);
+      throw new BackupError(`${title} does not back up containers`);
     }
-    const ledger = await openLedger({ root, storeid, vmid });
-    return Object.fromEntries(await backup.planBitmaps(new Map(sizes), ledger));
+    if (provider.backupVm !== undefined) return provider.backupVm(guest);
+    throw new BackupError(`${title} does not back up VMs`);
   }
 
-  async #run(params: Params<'backup_vm'>, signal: AbortSignal) {
-    const { root, storeid, log } = this.#context;
-    const task = this.#taskOf(params.vmid);
-    if (task.committed) throw new BackupError(`VM ${task.vmid} has been backed up already`);
-    const stack = new ReleaseStack();
-    try {
-      const volumes = await this.#openVolumes(params.volumes, stack, signal);
-      const limit = params['bandwidth-limit'];
-      const firewall = params['firewall-config'];
-      await task.backup.run({
-        guestConfig: Buffer.from(params['guest-config'], 'base64'),
-        ...(firewall !== undefined && { firewallConfig: Buffer.from(firewall, 'base64') }),
-        volumes,
-        ...(limit && { bandwidthLimit: limit }),
-        log,
-        signal,
-      });
+  /** Runs the provider's part and believes in its commit only when the archive is there. */
+  async #run<T>(
+    task: Task,
+    signal: AbortSignal,
+    work: (signal: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    if (task.committed) throw new BackupError(`guest ${task.vmid} has been backed up already`);
+    if (task.stop) throw new BackupError(`guest ${task.vmid} is being backed up already`);
+    const abort = new AbortController();
+    const run = (async () => {
+      const result = await work(AbortSignal.any([signal, abort.signal]));
       await this.#assertWritten(task);
       task.committed = true;
-      await recordBitmaps({
-        root,
-        storeid,
-        vmid: task.vmid,
-        archiveId: task.backup.archiveId,
-        volumes: withBitmap(volumes),
-      }).catch((error: unknown) =>
-        log.warn(`the next backup will read everything: ${messageOf(error)}`),
-      );
+      return result;
+    })();
+    let stopped: Promise<unknown> | undefined;
+    task.stop = async () => {
+      abort.abort(cancelled());
+      stopped ??= Promise.race([run.catch(() => undefined), sleep(stopMs)]);
+      await stopped;
+    };
+    try {
+      return await run;
     } finally {
-      await stack.release();
+      delete task.stop;
     }
-    return {};
   }
 
   /** QEMU forgets what was dirty as soon as we report success [B15]: a provider's word is not enough. */
@@ -148,30 +167,11 @@ export class BackupJob {
     });
   }
 
-  async #openVolumes(
-    volumes: Params<'backup_vm'>['volumes'],
-    stack: ReleaseStack,
-    signal: AbortSignal,
-  ): Promise<Map<DeviceName, VolumeSource>> {
-    const sources = new Map<DeviceName, VolumeSource>();
-    for (const [device, volume] of Object.entries(volumes)) {
-      const source = await openNbdVolume({
-        device,
-        size: volume.size,
-        socketPath: volume['nbd-path'],
-        bitmapMode: volume['bitmap-mode'],
-        bitmapName: volume['bitmap-name'] ?? null,
-        signal,
-      });
-      stack.add(`NBD connection of ${device}`, () => source.close());
-      sources.set(device, source);
-    }
-    return sources;
-  }
-
   async #cleanup(params: Params<'backup_cleanup'>) {
     const { vmid, success, info } = params;
     const task = this.#task?.vmid === vmid ? this.#task : undefined;
+    // A child of PVE's that was killed waits for nothing any more.
+    await task?.stop?.();
     // PVE takes a killed child, and a provider that did nothing, for a success [A10].
     if (success && !task?.committed) {
       await this.#finishTask({ success: false, error: 'nothing was committed' });
@@ -199,6 +199,7 @@ export class BackupJob {
   async #finishTask(outcome: { success: boolean; error?: string }): Promise<void> {
     const task = this.#task;
     this.#task = undefined;
+    await task?.stop?.();
     if (task !== undefined && !task.committed) await task.backup.finish(outcome);
   }
 
@@ -206,13 +207,16 @@ export class BackupJob {
     if (this.#task?.vmid === vmid) return this.#task;
     throw new BackupError(`no backup of guest ${vmid} has begun: backup_init comes first`);
   }
-}
 
-/** The sizes of the volumes whose bitmap this backup consumes. */
-function withBitmap(volumes: ReadonlyMap<DeviceName, VolumeSource>): Map<DeviceName, number> {
-  const sizes = new Map<DeviceName, number>();
-  for (const [device, { bitmapMode, size }] of volumes) {
-    if (bitmapMode !== 'none') sizes.set(device, size);
+  #vmTask(vmid: number): Task<VmBackup> {
+    const task = this.#taskOf(vmid);
+    if (isVm(task)) return task;
+    throw new BackupError(`guest ${vmid} is a container`);
   }
-  return sizes;
+
+  #containerTask(vmid: number): Task<ContainerBackup> {
+    const task = this.#taskOf(vmid);
+    if (isContainer(task)) return task;
+    throw new BackupError(`guest ${vmid} is a VM`);
+  }
 }

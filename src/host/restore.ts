@@ -4,6 +4,7 @@ import type { VmRestore } from '../sdk/provider.ts';
 import { collectStaleExports, exportImage } from '../toolbox/image-export.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
 import { archiveOf } from './archive.ts';
+import { containerMechanism, openContainer } from './container-restore.ts';
 import type { Context } from './session.ts';
 
 type RestoreMethod =
@@ -13,15 +14,17 @@ type RestoreMethod =
   | 'restore_vm_init'
   | 'restore_vm_volume_init'
   | 'restore_vm_volume_cleanup'
-  | 'restore_vm_cleanup';
+  | 'restore_vm_cleanup'
+  | 'restore_container_init'
+  | 'restore_container_cleanup';
 
+/** What a restore holds, of a VM also what each volume's export does. */
 interface OpenRestore {
-  readonly restore: VmRestore;
-  /** Per device, what its export holds. */
-  readonly exports: Map<string, ReleaseStack>;
+  readonly stack: ReleaseStack;
+  readonly vm?: { readonly restore: VmRestore; readonly exports: Map<string, ReleaseStack> };
 }
 
-/** The restores of VMs [C1]: each volume is served as a file for as long as PVE reads it. */
+/** The restores [C1, C2]: each volume of a VM is served as a file for as long as PVE reads it. */
 export class Restores {
   readonly #context: Context;
   readonly #restores = new Map<string, OpenRestore>();
@@ -42,26 +45,24 @@ export class Restores {
         return { config: config === undefined ? null : toBase64(config) };
       },
       restore_get_mechanism: async ({ volname }) => {
-        const { vmtype } = (await archive(volname)).info;
-        if (vmtype === 'lxc') {
-          throw new BackupError(`${this.#context.title} does not restore containers`);
-        }
-        return { mechanism: 'qemu-img', vmtype };
+        const opened = await archive(volname);
+        const { vmtype } = opened.info;
+        if (vmtype === 'qemu') return { mechanism: 'qemu-img', vmtype };
+        return { mechanism: containerMechanism(this.#context.title, opened), vmtype };
       },
       restore_vm_init: ({ volname }) => this.#init(volname),
       restore_vm_volume_init: ({ volname, 'device-name': device }, signal) =>
         this.#openVolume(volname, device, signal),
       restore_vm_volume_cleanup: async ({ volname, 'device-name': device }) => {
-        const { exports } = this.#restoreOf(volname);
+        const { exports } = this.#vmOf(volname);
         const stack = exports.get(device);
         exports.delete(device);
         await stack?.release();
         return {};
       },
-      restore_vm_cleanup: async ({ volname }) => {
-        await this.#cleanup(volname);
-        return {};
-      },
+      restore_vm_cleanup: ({ volname }) => this.#cleanup(volname),
+      restore_container_init: ({ volname }, signal) => this.#initContainer(volname, signal),
+      restore_container_cleanup: ({ volname }) => this.#cleanup(volname),
     };
   }
 
@@ -71,19 +72,39 @@ export class Restores {
   }
 
   async #init(volname: string) {
-    const { provider, title, lifecycle, mounts, log } = this.#context;
-    await this.#cleanup(volname);
-    await collectStaleExports(mounts, log);
+    const { provider, title } = this.#context;
+    await this.#makeReady(volname);
     const archive = await archiveOf(provider, volname);
     if (archive.restoreVm === undefined) throw new BackupError(`${title} does not restore VMs`);
     const restore = await archive.restoreVm();
-    lifecycle.hold();
-    this.#restores.set(volname, { restore, exports: new Map() });
+    const stack = new ReleaseStack();
+    stack.add('restore', () => restore.close());
+    this.#keep(volname, { stack, vm: { restore, exports: new Map() } });
     return Object.fromEntries([...restore.volumes].map(([device, size]) => [device, { size }]));
   }
 
+  /** Leaves nothing behind where it fails: PVE calls no cleanup then [C2]. */
+  async #initContainer(volname: string, signal: AbortSignal) {
+    await this.#makeReady(volname);
+    const archive = await archiveOf(this.#context.provider, volname);
+    const { path, stack } = await openContainer(this.#context, archive, signal);
+    this.#keep(volname, { stack });
+    return path;
+  }
+
+  async #makeReady(volname: string): Promise<void> {
+    const { mounts, log } = this.#context;
+    await this.#cleanup(volname);
+    await collectStaleExports(mounts, log);
+  }
+
+  #keep(volname: string, open: OpenRestore): void {
+    this.#context.lifecycle.hold();
+    this.#restores.set(volname, open);
+  }
+
   async #openVolume(volname: string, device: string, signal: AbortSignal) {
-    const { restore, exports } = this.#restoreOf(volname);
+    const { restore, exports } = this.#vmOf(volname);
     if (exports.has(device)) throw new BackupError(`'${device}' of '${volname}' is open already`);
     const stack = new ReleaseStack();
     try {
@@ -104,23 +125,24 @@ export class Restores {
     }
   }
 
-  async #cleanup(volname: string): Promise<void> {
+  async #cleanup(volname: string): Promise<Record<string, never>> {
     const open = this.#restores.get(volname);
-    if (open === undefined) return;
+    if (open === undefined) return {};
     this.#restores.delete(volname);
-    const stack = new ReleaseStack();
-    stack.add('restore', () => open.restore.close());
-    for (const [device, volume] of open.exports) stack.add(device, () => volume.release());
+    for (const [device, volume] of open.vm?.exports ?? []) {
+      open.stack.add(device, () => volume.release());
+    }
     try {
-      await stack.release();
+      await open.stack.release();
     } finally {
       this.#context.lifecycle.unhold();
     }
+    return {};
   }
 
-  #restoreOf(volname: string): OpenRestore {
-    const open = this.#restores.get(volname);
-    if (open !== undefined) return open;
+  #vmOf(volname: string): NonNullable<OpenRestore['vm']> {
+    const vm = this.#restores.get(volname)?.vm;
+    if (vm !== undefined) return vm;
     throw new BackupError(`no restore of '${volname}' has begun: restore_vm_init comes first`);
   }
 }

@@ -32,7 +32,15 @@ function noteOnStderr(message: string): void {
   process.stderr.write(`${JSON.stringify(line)}\n`);
 }
 
-/** Serves the calls that come over file descriptor 0 until the lifecycle ends the process. */
+const socketOf = (fd: number) => new Socket({ fd, readable: true, writable: true });
+
+/** What the forked child of `backup_container` may ask for. */
+const childMethods: readonly Method[] = ['backup_container', 'cancel', 'ping'];
+
+/**
+ * Serves the calls that come over file descriptor 0, and over 3 those of children that run `backup_container`,
+ * until the lifecycle ends the process.
+ */
 export async function serve(options: {
   root: string;
   directory: string;
@@ -40,17 +48,31 @@ export async function serve(options: {
 }): Promise<void> {
   const definition = await loadProvider(options.directory, options.type);
   const lifecycle = new Lifecycle(noteOnStderr);
-  const channel = new Channel(new Socket({ fd: 0, readable: true, writable: true }), (reason) =>
-    lifecycle.end(reason.message),
-  );
+  const end = (reason: Error) => lifecycle.end(reason.message);
+  const owner = new Channel(socketOf(0), end);
+  // A child may be killed in mid-line, and the next one begins where it stopped.
+  const child = new Channel(socketOf(3), end, { dropsGarbage: true });
+  let childCalls = 0;
   const notify = (level: LogLevel, message: string) => {
+    // Meanwhile the owner waits for its child and reads nothing [A8].
+    const channel = childCalls > 0 ? child : owner;
     const dropped = channel.takeDropped();
     if (dropped > 0) channel.notify('log', { level, message: `${dropped} log lines were dropped` });
     channel.notify('log', { level, message });
   };
   const session = new Session({ root: options.root, definition, lifecycle, notify });
   lifecycle.onEnd((reason) => session.close(reason));
-  for (const method of Object.keys(methods) as Method[]) {
-    channel.serve(method, (params) => lifecycle.during(() => session.call(method, params)));
+  const call = (method: Method) => (params: unknown) =>
+    lifecycle.during(() => session.call(method, params));
+  for (const method of Object.keys(methods) as Method[]) owner.serve(method, call(method));
+  for (const method of childMethods) {
+    child.serve(method, async (params) => {
+      childCalls++;
+      try {
+        return await call(method)(params);
+      } finally {
+        childCalls--;
+      }
+    });
   }
 }

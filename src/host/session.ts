@@ -22,6 +22,8 @@ export interface Context {
   readonly provider: Provider;
   /** Where images are served as files; of all storages of the node. */
   readonly mounts: string;
+  /** On disk; what lies there may be lost at any time. */
+  readonly cacheDir: string;
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
 }
@@ -120,8 +122,8 @@ export class Session {
     };
     const provider = definition.open(storage);
     const { title } = definition;
-    const { mounts } = paths;
-    const context = { root, storeid, title, provider, mounts, log, lifecycle };
+    const { mounts, cacheDir } = paths;
+    const context = { root, storeid, title, provider, mounts, cacheDir, log, lifecycle };
     const job = new BackupJob(context);
     const restores = new Restores(context);
     this.#stack.add('provider', async () => provider.close?.());

@@ -5,6 +5,12 @@ const empty = z.object({});
 const archive = z.object({ volname: m.volname });
 const volumeOfArchive = archive.extend({ 'device-name': m.deviceName });
 const guest = z.object({ vmid: m.vmid, vmtype: m.vmtype });
+const containerSource = z.object({
+  vmid: m.vmid,
+  directory: m.absolutePath,
+  sources: z.array(m.sourcePath).min(1).max(300),
+  'backup-user-id': z.int().nonnegative(),
+});
 
 const define = <P extends z.ZodType, R extends z.ZodType>(params: P, result: R) => ({
   params,
@@ -21,7 +27,7 @@ export const methods = {
     z.object({
       storeid: m.storeid,
       scfg: z.record(z.string(), z.unknown()),
-      owner: z.object({ pid: z.int().positive(), 'start-time': z.int().nonnegative() }),
+      owner: m.process,
     }),
     empty,
   ),
@@ -71,6 +77,19 @@ export const methods = {
     }),
     empty,
   ),
+  /** Still as root and in vzdump's own process [B8]. */
+  backup_container_prepare: define(containerSource, empty),
+  /** Over the second connection where `caller` is a forked child in namespaces of its own [A8]. */
+  backup_container: define(
+    containerSource.extend({
+      caller: m.process,
+      'guest-config': m.base64,
+      'firewall-config': m.base64.optional(),
+      'exclude-patterns': z.array(z.string().min(1).max(4096)).max(4096),
+      'bandwidth-limit': z.number().nonnegative().optional(),
+    }),
+    empty,
+  ),
   /** May come without `backup_init`, with no vmtype, and again after a success [B12]. */
   backup_cleanup: define(
     z.object({
@@ -81,10 +100,7 @@ export const methods = {
     }),
     z.object({ stats: z.object({ 'archive-size': m.size }).optional() }),
   ),
-  backup_handle_log_file: define(
-    z.object({ vmid: m.vmid, path: z.string().startsWith('/') }),
-    empty,
-  ),
+  backup_handle_log_file: define(z.object({ vmid: m.vmid, path: m.absolutePath }), empty),
   job_cleanup: define(empty, empty),
 
   archive_get_guest_config: define(archive, z.object({ config: m.base64 })),
@@ -94,12 +110,18 @@ export const methods = {
     z.object({ mechanism: m.restoreMechanism, vmtype: m.vmtype }),
   ),
   restore_vm_init: define(archive, m.volumeSizes),
-  restore_vm_volume_init: define(
-    volumeOfArchive,
-    z.object({ 'qemu-img-path': z.string().startsWith('/') }),
-  ),
+  restore_vm_volume_init: define(volumeOfArchive, z.object({ 'qemu-img-path': m.absolutePath })),
   restore_vm_volume_cleanup: define(volumeOfArchive, empty),
   restore_vm_cleanup: define(archive, empty),
+  /** By the mechanism that `restore_get_mechanism` named [C7]. */
+  restore_container_init: define(
+    archive,
+    z.union([
+      z.strictObject({ 'tar-path': m.absolutePath }),
+      z.strictObject({ 'archive-directory': m.absolutePath }),
+    ]),
+  ),
+  restore_container_cleanup: define(archive, empty),
 } as const;
 
 /** Notifications from the host to the shim. */

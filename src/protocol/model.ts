@@ -16,6 +16,15 @@ export const unixTime = z.int().nonnegative();
 /** Bytes that need not be UTF-8: guest and firewall configs [B16]. */
 export const base64 = z.base64();
 
+export const absolutePath = z.string().startsWith('/').max(4096);
+/** What of a container is backed up, relative to its root: `./`, `./mnt/data`, `.` [B8]. */
+export const sourcePath = z
+  .string()
+  .regex(/^\.(?:\/|$)/)
+  .max(4096);
+/** A process for ever: its start time is field 22 of /proc/PID/stat. */
+export const process = z.object({ pid: z.int().positive(), 'start-time': z.int().nonnegative() });
+
 const component = '[a-zA-Z0-9+=_:-][a-zA-Z0-9.+=_:-]*';
 const path = `${component}(?:/${component})*`;
 /** The length comes first: a pattern must not be tried on megabytes. */
@@ -38,7 +47,7 @@ export const volumeSizes = z.record(deviceName, z.object({ size }));
 export const backupVolume = z.object({
   size,
   'bitmap-mode': bitmapResult,
-  'nbd-path': z.string().startsWith('/'),
+  'nbd-path': absolutePath,
   'bitmap-name': z.string().nullish(),
 });
 

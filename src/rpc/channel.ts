@@ -25,12 +25,19 @@ export class Channel {
   readonly #peer: JSONRPCServerAndClient;
   readonly #lines = new LineSplitter();
   readonly #onClose: (reason: Error) => void;
+  readonly #dropsGarbage: boolean;
   #dropped = 0;
   #closed = false;
 
-  constructor(stream: Duplex, onClose: (reason: Error) => void) {
+  /** With `dropsGarbage` a line that is no JSON is passed over: its writer was killed in the middle of it. */
+  constructor(
+    stream: Duplex,
+    onClose: (reason: Error) => void,
+    { dropsGarbage = false }: { dropsGarbage?: boolean } = {},
+  ) {
     this.#stream = stream;
     this.#onClose = onClose;
+    this.#dropsGarbage = dropsGarbage;
     const server = new JSONRPCServer({ errorListener: () => undefined });
     server.mapErrorToJSONRPCErrorResponse = (id, error: unknown) => {
       const cause = causeOf(error);
@@ -88,7 +95,17 @@ export class Channel {
   }
 
   #dispatch(line: string): void {
-    const message = JSON.parse(line) as JSONRPCRequest;
+    const message = this.#parse(line);
+    if (message === undefined) return;
     this.#peer.receiveAndSend(message).catch((error: Error) => this.close(error));
+  }
+
+  #parse(line: string): JSONRPCRequest | undefined {
+    try {
+      return JSON.parse(line) as JSONRPCRequest;
+    } catch (error) {
+      if (this.#dropsGarbage) return undefined;
+      throw error;
+    }
   }
 }

@@ -1,3 +1,4 @@
+import type { Readable, Writable } from 'node:stream';
 import type { BitmapRequest, BitmapResult, VmType } from '../protocol/model.ts';
 
 /** PVE's name of a disk and of its NBD export: `drive-scsi0`. */
@@ -62,7 +63,7 @@ export interface Guest {
 }
 
 /**
- * One storage. The host calls `startJob`, then per guest `backupVm` and the methods of its result, then
+ * One storage. The host calls `startJob`, then per guest `backupVm` or `backupContainer` and the methods of its result, then
  * `endJob`; everything else may come at any time and in any process. Methods reject with `BackupError` for
  * what an administrator can mend; anything else is reported as a fault of the provider.
  */
@@ -76,13 +77,26 @@ export interface Provider {
   endJob?(): Promise<void>;
   /** Reserves the archive name. Absent: the provider does not back up VMs. */
   backupVm?(guest: Guest): Promise<VmBackup>;
+  /** Reserves the archive name. Absent: the provider does not back up containers. */
+  backupContainer?(guest: Guest): Promise<ContainerBackup>;
   /** Releases what `open` took; called once. */
   close?(): Promise<void>;
 }
 
-/** The backup of one VM: `planBitmaps`, `run`, `finish`, in this order; `finish` also without the others. */
-export interface VmBackup {
+/** What the backups of VMs and of containers have in common: their end. */
+interface GuestBackup {
   readonly archiveName: ArchiveName;
+  /**
+   * Any number of times, also without `run`. After a commit it never undoes it, whatever the outcome [B12];
+   * without one it leaves nothing behind. `archiveSize` in bytes.
+   */
+  finish(outcome: { success: boolean; error?: string }): Promise<{ archiveSize: number }>;
+  /** The task log, after `finish`, on failure too. */
+  handleLogFile?(path: string): Promise<void>;
+}
+
+/** The backup of one VM: `planBitmaps`, `run`, `finish`, in this order. */
+export interface VmBackup extends GuestBackup {
   /** A UUID of this archive, by which the bitmap ledger knows it. */
   readonly archiveId: string;
   readonly mechanism: 'nbd';
@@ -90,13 +104,12 @@ export interface VmBackup {
   planBitmaps(volumes: VolumeSizes, ledger: BitmapLedger): Promise<Map<DeviceName, BitmapRequest>>;
   /** Resolves only when the archive is durably committed: QEMU's bitmaps are consumed then [B15]. */
   run(input: VmBackupInput): Promise<void>;
-  /**
-   * Any number of times. After a commit it never undoes it, whatever the outcome [B12]; without one it
-   * leaves nothing behind. `archiveSize` in bytes.
-   */
-  finish(outcome: { success: boolean; error?: string }): Promise<{ archiveSize: number }>;
-  /** The task log, after `finish`, on failure too. */
-  handleLogFile?(path: string): Promise<void>;
+}
+
+/** The backup of one container: `run`, `finish`. */
+export interface ContainerBackup extends GuestBackup {
+  /** Resolves only when the archive is durably committed. */
+  run(input: ContainerBackupInput): Promise<void>;
 }
 
 /** Which archive consumed QEMU's dirty bitmaps last, in the QEMU process that runs now. */
@@ -135,6 +148,83 @@ export interface VolumeSource {
   discard(offset: number, length: number): Promise<void>;
 }
 
+export interface ContainerBackupInput {
+  readonly guestConfig: Uint8Array;
+  readonly firewallConfig?: Uint8Array;
+  readonly tree: ContainerTree;
+  /** Patterns for `tree.tar`, in vzdump's meaning. */
+  readonly exclude: readonly string[];
+  /** Bytes per second; absent: no limit. `tree.tar` keeps it by itself. */
+  readonly bandwidthLimit?: number;
+  readonly log: Logger;
+  readonly signal: AbortSignal;
+}
+
+/**
+ * A container's file system as its own root sees it. Programs that read it run inside the container's user
+ * and mount namespaces [A8]; the provider, its secrets and its store stay outside.
+ */
+export interface ContainerTree {
+  /** Where the root lies, as programs of `exec` see it. */
+  readonly directory: string;
+  /** Relative to `directory`: the root and each mount point that is included: `./`, `./mnt/data`. */
+  readonly sources: readonly string[];
+  /** The uid, outside, of the container's root; 0 if it is privileged. */
+  readonly userId: number;
+  /**
+   * Starts GNU tar on the sources, with the flags of PVE's own backups: pax headers, numeric ids, sparse
+   * files, ACLs, xattrs `user.*` and `security.capability`, one file system per source, never `lost+found`.
+   * Progress and the names of files that changed meanwhile go to the task log.
+   */
+  tar(options?: TarOptions): Promise<TarStream>;
+  /**
+   * Starts a program inside the namespaces, as their root, with `directory` as working directory and next to
+   * no environment. It sees the node's programs, not the container's.
+   */
+  exec(
+    command: readonly [program: string, ...args: string[]],
+    options?: ExecOptions,
+  ): Promise<ContainerProgram>;
+}
+
+export interface TarOptions {
+  /** As vzdump has them: with a leading `/` from the root, else at any depth; `*` and `?` match slashes. */
+  readonly exclude?: readonly string[];
+  /** A filter outside the namespaces, such as a compressor, through which the stream goes. */
+  readonly through?: readonly [program: string, ...args: string[]];
+  readonly signal?: AbortSignal;
+}
+
+export interface TarStream {
+  /** Ends early if tar fails: only `done` says that it is whole. */
+  readonly stream: Readable;
+  /** Resolves when tar and the filter have ended well, rejects with the reason otherwise. */
+  readonly done: Promise<TarTotals>;
+}
+
+export interface TarTotals {
+  /** Members: files, directories, links and so on. */
+  readonly entries: number;
+  /** Bytes of the tar stream, before the filter. */
+  readonly bytes: number;
+}
+
+export interface ExecOptions {
+  readonly env?: Readonly<Record<string, string>>;
+  readonly signal?: AbortSignal;
+  /** Gets each line of stderr. */
+  readonly onStderr?: (line: string) => void;
+}
+
+export interface ContainerProgram {
+  readonly stdin: Writable;
+  readonly stdout: Readable;
+  /** Resolves when it ended with status 0, else rejects with its last words. */
+  readonly exited: Promise<void>;
+  /** TERM, then KILL; resolves when it is gone. */
+  stop(): Promise<void>;
+}
+
 /** One archive of the store. */
 export interface Archive {
   readonly info: ArchiveInfo;
@@ -148,6 +238,22 @@ export interface Archive {
   remove(): Promise<void>;
   /** Proves that every volume can be read, since PVE destroys the old disks next [C4]. VMs only. */
   restoreVm?(): Promise<VmRestore>;
+  /** What `restoreContainer` will give. Containers only. */
+  readonly containerMechanism?: ContainerMechanism;
+  /** The file system of a container. Containers only. */
+  restoreContainer?(signal: AbortSignal): Promise<ContainerRestore>;
+}
+
+export type ContainerMechanism = 'tar' | 'directory';
+
+/**
+ * `tar`: a regular file named `.tar` or `.tar.zst`, `.gz`, `.bz2`, `.xz`, `.lzo`, of names that begin with
+ * `./`; the host checks it before PVE gets it. `directory`: the root, with the ids that the container sees [C7].
+ */
+export interface ContainerRestore {
+  readonly path: string;
+  /** Releases what was taken; idempotent. */
+  close(): Promise<void>;
 }
 
 export interface VmRestore {

@@ -200,8 +200,8 @@ describe('the order of calls', () => {
     expect((await host.call('job_cleanup')).result).toEqual({});
   });
 
-  test('a container is refused in one line, since this provider has no backupContainer', async () => {
-    await open();
+  test('a container is refused in one line where the provider has no backupContainer', async () => {
+    await open('no-containers');
     const reply = await host.call('backup_init', { ...backup, vmtype: 'lxc' });
     expect(reply.error?.message).toBe('Sample does not back up containers');
   });

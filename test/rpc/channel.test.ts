@@ -4,7 +4,7 @@ import { BackupError } from '../../src/protocol/errors.ts';
 import { Channel } from '../../src/rpc/channel.ts';
 
 /** A shim at the other end of a channel: what it sends, and the lines that come back. */
-function connect(options: { highWaterMark?: number; stalled?: boolean } = {}) {
+function connect(options: { stalled?: boolean; dropsGarbage?: boolean } = {}) {
   const received: string[] = [];
   const reasons: string[] = [];
   const stream = new Duplex({
@@ -14,8 +14,8 @@ function connect(options: { highWaterMark?: number; stalled?: boolean } = {}) {
       if (!options.stalled) done();
     },
   });
-  const channel = new Channel(stream, (reason) => reasons.push(reason.message));
-  const settle = () => new Promise((resolve) => setTimeout(resolve, 10));
+  const channel = new Channel(stream, (reason) => reasons.push(reason.message), options);
+  const settle = () => new Promise((resolve) => setTimeout(resolve, 100));
   return {
     channel,
     reasons,
@@ -40,6 +40,13 @@ test('answers come in the order of completion, each with its id', async () => {
     { jsonrpc: '2.0', id: 2, result: 'fast' },
     { jsonrpc: '2.0', id: 1, result: 'slow' },
   ]);
+});
+
+test('A8: a line that its writer could not finish is dropped where that is to be expected', async () => {
+  const { channel, send, messages } = connect({ dropsGarbage: true });
+  channel.serve('fast', async () => 'fast');
+  send(`{"jsonrpc":"2.0","id":1,"met\n\n${request(2, 'fast')}`);
+  expect(await messages()).toEqual([{ jsonrpc: '2.0', id: 2, result: 'fast' }]);
 });
 
 test('a BackupError crosses with its code and cause, anything else as a fault of the provider', async () => {
