@@ -1,5 +1,6 @@
 import { parseArgs } from 'node:util';
 import { callRow, startRow } from './calls.ts';
+import { containerRow } from './container.ts';
 import type { Result, Row } from './measure.ts';
 import { memoryRow } from './memory.ts';
 import { restoreRow } from './restore.ts';
@@ -12,6 +13,7 @@ const rows: readonly Row[] = [
   fullRow('brotli'),
   incrementalRow,
   restoreRow,
+  containerRow,
   memoryRow,
 ];
 
