@@ -133,15 +133,22 @@ async function end(
 ): Promise<void> {
   const { signal } = ending;
   const filterEnded = filter?.exited.catch((error: unknown) => ending.abort(error));
+  let isBroken = false;
+  const copyEnded = copied?.catch((error: unknown) => {
+    isBroken = true;
+    throw error;
+  });
+  copyEnded?.catch(ignore);
   try {
     await tar.exited.catch((error: unknown) => {
-      if (!(error instanceof ProgramError && isHarmless(error))) throw error;
+      if (!(error instanceof ProgramError)) throw error;
+      isBroken ||= error.signal === 'SIGPIPE';
+      if (!isHarmless(error)) throw error;
     });
-    await copied;
+    await copyEnded;
   } catch (error) {
-    // Whose input ends early breaks tar's pipe, and has more to say about it than tar.
-    const isFiltersFault = error instanceof ProgramError ? error.signal === 'SIGPIPE' : filter;
-    if (filter !== undefined && isFiltersFault) {
+    // A filter that takes no more has more to say about it than tar.
+    if (isBroken && filter !== undefined) {
       await Promise.race([filterEnded, sleep(filterEndMs, signal)]).catch(ignore);
       ending.abort(unread(through?.[0], error));
     }

@@ -1,4 +1,4 @@
-import { chmodSync, mkdirSync, readlinkSync, writeFileSync } from 'node:fs';
+import { chmodSync, mkdirSync, readlinkSync, statSync, writeFileSync } from 'node:fs';
 import { text } from 'node:stream/consumers';
 import { describe, expect, test } from 'vitest';
 import type { ContainerTree } from '../../src/sdk/provider.ts';
@@ -68,7 +68,8 @@ describe('namespaces of a container', () => {
     chmodSync(`${caller.base}/token`, 0o644);
     expect(await output(tree, `cat ${caller.base}/token`)).toBe('x');
     expect(await output(tree, `stat -c '%u %g' ${caller.directory}`)).toBe('0 0');
-    expect([caller.userId, uidOffset === gidOffset]).toEqual([uidOffset, false]);
+    const { uid, gid } = statSync(caller.root);
+    expect([uid, gid]).toEqual([uidOffset, gidOffset]);
   });
 
   test('only of the very process that called', async () => {

@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, readlinkSync } from 'node:fs';
 import type { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
 import { onTestFinished } from 'vitest';
@@ -74,17 +74,18 @@ export async function firstBytes(stream: Readable, length: number): Promise<Buff
   return chunk;
 }
 
-/** Processes whose command line holds the text. */
-export function processesWith(text: string): number[] {
+/** What runs in the mount namespace of the caller, beside itself. */
+export function processesIn(caller: ContainerCaller): { pid: number; name: string }[] {
+  const namespaceOf = (pid: number) => readlinkSync(`/proc/${pid}/ns/mnt`);
+  const own = namespaceOf(caller.identity.pid);
   return readdirSync('/proc')
-    .filter((name) => /^\d+$/.test(name))
-    .filter((pid) => {
+    .filter((name) => /^\d+$/.test(name) && Number(name) !== caller.identity.pid)
+    .flatMap((name) => {
       try {
-        return readFileSync(`/proc/${pid}/cmdline`, 'latin1').includes(text);
+        if (namespaceOf(Number(name)) !== own) return [];
+        return [{ pid: Number(name), name: readFileSync(`/proc/${name}/comm`, 'utf8').trim() }];
       } catch {
-        return false;
+        return [];
       }
-    })
-    .map(Number)
-    .filter((pid) => pid !== process.pid);
+    });
 }
