@@ -1,7 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { asVmCalls, type NormalCall, normaliseCalls } from '../../fixtures/pve/normalise-calls.ts';
-import { parseCalls } from '../../fixtures/pve/pve-node.ts';
+import { parseCalls } from '../../fixtures/pve/recorded-call.ts';
 import { type Backup, type Bench, MiB, startBench } from './support/bench.ts';
 
 /** The disks, the guest and the storage of the recordings. */
