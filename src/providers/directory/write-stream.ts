@@ -38,8 +38,8 @@ export async function writeStream(
         const batch = parts;
         await written;
         written = writeAll(file, batch, position);
-        // Looked at before the next write; until then it must not count as unhandled.
-        written.catch(() => undefined);
+        // At once: a stream that has paused would not come to the next write.
+        written.catch((error: Error) => stream.destroy(error));
         size += gathered;
         parts = [];
         gathered = 0;

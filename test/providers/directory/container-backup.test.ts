@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto';
 import { readdir, readFile, stat, symlink, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { Readable } from 'node:stream';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { describe, expect, test } from 'vitest';
 import { BackupError } from '../../../src/protocol/errors.ts';
 import type { ContainerTree, TarTotals } from '../../../src/sdk/provider.ts';
@@ -162,15 +163,8 @@ describe('nothing is committed', () => {
 
   test('when the compressor dies', async () => {
     const tree = new ProgramTree('/', ['cat', '/dev/urandom']);
-    const timer = setInterval(() => {
-      const [, zstd] = tree.pids;
-      if (zstd !== undefined) process.kill(zstd, 'SIGKILL');
-    }, 300);
-    try {
-      await fails(tree, /ended with SIG(KILL|PIPE)/);
-    } finally {
-      clearInterval(timer);
-    }
+    void tree.started.then(() => sleep(300)).then(() => process.kill(tree.pids[1] ?? 0, 'SIGKILL'));
+    await fails(tree, /ended with SIG(KILL|PIPE)/);
   });
 
   test('when the stream is cut: the reason is tar’s', async () => {
@@ -200,13 +194,13 @@ describe('nothing is committed', () => {
   test('when it is cancelled in the middle; tar is gone', async () => {
     const abort = new AbortController();
     const tree = new ProgramTree('/', ['cat', '/dev/zero']);
-    setTimeout(() => abort.abort(), 400);
+    void tree.started.then(() => sleep(400)).then(() => abort.abort());
     await fails(tree, /^cancelled$/, abort.signal);
     expect(tree.pids).toHaveLength(2);
     expect(tree.running).toEqual([]);
     const silent = new ProgramTree('/', ['sleep', '600']);
     const again = new AbortController();
-    setTimeout(() => again.abort(), 200);
+    void silent.started.then(() => again.abort());
     await fails(silent, /^cancelled$/, again.signal);
     expect(silent.running).toEqual([]);
   });

@@ -49,13 +49,20 @@ test.each([
   const root = await makeRoot();
   const first = await backUpContainer(storage, new ProgramTree(root));
   const { available } = await provider.status();
-  // Would never end by itself.
-  const tree = new ProgramTree('/', ['cat', '/dev/urandom']);
-  await expect(backUpContainer(storage, tree, { vmid: 301 })).rejects.toThrow(
-    /cannot back up container 301: the store .* is full: remove or prune/,
-  );
-  expect(tree.pids).toHaveLength(2);
-  expect(tree.running).toEqual([]);
+  const plain = await openStorage(path, { 'bridge-dir-compression': 'none' });
+  for (const [opened, fill] of [
+    // Does not end by itself, not even for want of a reader.
+    [storage, 'cat /dev/urandom'],
+    // Says nothing more after the write that failed.
+    [plain, `head -c ${available + 1_200_000} /dev/urandom`],
+  ] as const) {
+    const tree = new ProgramTree('/', ['sh', '-c', `trap "" PIPE; ${fill}; exec sleep 600`]);
+    await expect(backUpContainer(opened, tree, { vmid: 301 })).rejects.toThrow(
+      /cannot back up container 301: the store .* is full: remove or prune/,
+    );
+    expect(tree.pids.length).toBeGreaterThan(0);
+    expect(tree.running).toEqual([]);
+  }
   expect(await listNames(provider)).toEqual([first.backup.archiveName]);
   expect(await readdir(join(path, '301'))).toEqual([]);
   // The space is there again at once, for the next guest of the job.
@@ -84,7 +91,7 @@ async function startWriter(path: string): Promise<() => Promise<void>> {
   };
   onTestFinished(kill);
   await once(child.stderr, 'data');
-  const tar = join(path, partial, 'archive.tar.zst');
+  const tar = join(path, partial, 'archive.tar');
   const size = async () => (await stat(tar).catch(() => ({ size: 0 }))).size;
   for (let tries = 0; tries < 200 && (await size()) < 10_000_000; tries++) await sleep(50);
   expect(await size()).toBeGreaterThan(10_000_000);
@@ -112,7 +119,7 @@ test('kill -9 in the middle: nothing is listed, nothing left, earlier archives i
   const kill = await startWriter(path);
   // A live run of another process is left alone.
   await provider.startJob?.(job);
-  expect(await readdir(join(path, partial))).toContain('archive.tar.zst');
+  expect(await readdir(join(path, partial))).toContain('archive.tar');
   await kill();
   expect(await listNames(provider)).toEqual([before.backup.archiveName]);
   await startJobUntilGone(storage, join(path, partial));
@@ -146,6 +153,7 @@ test('the end of the host in the middle leaves nothing, and no sweep to do', asy
     signal: abort.signal,
   });
   const failed = expect(running).rejects.toThrow('cancelled');
+  await tree.started;
   await sleep(300);
   abort.abort();
   await provider.close?.();

@@ -14,7 +14,7 @@ import {
 import { basename, join } from 'node:path';
 import { describe, expect, onTestFinished, test } from 'vitest';
 import { mountSquashfs } from '../../../src/providers/directory/squashfs-mount.ts';
-import { isMounted } from '../../../src/toolbox/mounts.ts';
+import { isMounted, unmount } from '../../../src/toolbox/mounts.ts';
 import {
   backUpContainer,
   describeTree,
@@ -137,7 +137,6 @@ describe('an archive of Proxmox’s directory example', () => {
     const image = await makeExample(path, 'archive.sqfs', root);
     expect((await provider.archive(example)).containerMechanism).toBe('directory');
     const opened = await openContainer(provider, example);
-    onTestFinished(() => opened.close());
     const table = await readFile('/proc/self/mountinfo', 'utf8');
     const options = table.split('\n').find((line) => line.includes(` ${opened.path} `));
     expect(options).toMatch(/ ro,nosuid,nodev,noexec,\S+ - squashfs /);
@@ -199,6 +198,7 @@ test('mounts of killed processes go with the next restore or job, those of livin
     const left = join(runDir, `squashfs-${pid}-1-1`);
     await mkdir(left);
     await run('mount', ['-t', 'squashfs', '-o', 'loop,ro', image, left]);
+    onTestFinished(() => unmount(left));
     expect(await isMounted(left)).toBe(true);
     return left;
   };

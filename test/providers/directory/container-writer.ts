@@ -7,7 +7,7 @@ const [path = '', runDir = ''] = process.argv.slice(2);
 const { signal } = new AbortController();
 const provider = definition.open({
   id: 'store',
-  options: { path },
+  options: { path, 'bridge-dir-compression': 'none' },
   secrets: {},
   log: makeLog(),
   cluster: 'cluster one',

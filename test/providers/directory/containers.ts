@@ -3,6 +3,7 @@ import { randomBytes } from 'node:crypto';
 import { mkdir, symlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
+import { onTestFinished } from 'vitest';
 import type {
   ContainerBackup,
   ContainerBackupInput,
@@ -76,9 +77,11 @@ export async function backUpContainer(
   return { backup, ...(await backup.finish({ success })) };
 }
 
+/** Closed with the test, too. */
 export async function openContainer(provider: Provider, name: string): Promise<ContainerRestore> {
   const opened = await (await provider.archive(name)).restoreContainer?.(never);
   if (opened === undefined) throw new Error('no container restore');
+  onTestFinished(() => opened.close());
   return opened;
 }
 

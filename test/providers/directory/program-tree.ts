@@ -17,7 +17,9 @@ export class ProgramTree implements ContainerTree {
   readonly #command: readonly string[];
   /** Of all that were started. */
   readonly pids: number[] = [];
-  options: TarOptions = {};
+  /** Resolves when tar and the filter run. */
+  readonly started: Promise<void>;
+  #start = () => {};
 
   /** `command` instead of tar. */
   constructor(
@@ -26,10 +28,12 @@ export class ProgramTree implements ContainerTree {
   ) {
     this.directory = directory;
     this.#command = command;
+    this.started = new Promise((resolve) => {
+      this.#start = resolve;
+    });
   }
 
   async tar(options: TarOptions = {}): Promise<TarStream> {
-    this.options = options;
     const [program = '', ...args] = this.#command;
     const excluded = (options.exclude ?? []).map((pattern) => `--exclude=${pattern}`);
     const all = program === 'tar' ? [...args, ...excluded, ...this.sources] : args;
@@ -47,6 +51,7 @@ export class ProgramTree implements ContainerTree {
       stream = child.stdout;
     }
     this.pids.push(...children.flatMap(({ pid }) => pid ?? []));
+    this.#start();
     const programs = Promise.all(children.map((child) => ended(child, child.spawnfile)));
     const stop = () => {
       for (const child of children) child.kill('SIGKILL');
