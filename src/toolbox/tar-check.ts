@@ -1,7 +1,7 @@
 import type { Logger } from '../sdk/provider.ts';
-import { DeviceFilter } from './tar-devices.ts';
+import { DeviceFilter, shownDevices } from './tar-devices.ts';
 import { readTar } from './tar-input.ts';
-import { showName, TarFault } from './tar-names.ts';
+import { TarFault } from './tar-names.ts';
 import { type TarMember, TarReader } from './tar-reader.ts';
 import { SecondReader } from './tar-second-reader.ts';
 
@@ -9,10 +9,8 @@ import { SecondReader } from './tar-second-reader.ts';
 export interface TarReport {
   /** Members. */
   readonly entries: number;
-  /** Of the archive without compression. */
-  readonly bytes: number;
-  /** The first few device nodes outside ./dev, for a log. */
-  readonly devices: readonly string[];
+  /** The first few device nodes outside ./dev, by name. */
+  readonly devices: readonly Buffer[];
   readonly deviceCount: number;
 }
 
@@ -23,7 +21,6 @@ export interface CheckTarOptions {
 
 /** What PVE's own check asks for. */
 const leastMembers = 10;
-const shownDevices = 10;
 
 /**
  * Reads a container's archive to its end, and rejects with what is wrong with it before PVE has changed
@@ -31,33 +28,54 @@ const shownDevices = 10;
  */
 export async function checkTar(path: string, options: CheckTarOptions): Promise<TarReport> {
   const { log, signal } = options;
-  const filter = new DeviceFilter();
-  const second = new SecondReader();
-  const devices: string[] = [];
-  let [entries, bytes, deviceCount, sbin] = [0, 0, 0, false];
-  const reader = new TarReader(path, {
-    member(member) {
-      second.member(member);
-      entries++;
-      sbin ||= isSbin(member);
-      if (!filter.isForbidden(member)) return;
-      deviceCount++;
-      if (devices.length < shownDevices) devices.push(showName(member.name));
-    },
-    body: (chunk) => second.body(chunk),
-    global: (meta) => second.global(meta),
-    end() {
-      if (!sbin) throw new TarFault('it has no sbin, so it is not that of a container');
-      if (entries < leastMembers) throw new TarFault(`it has only ${entries} members`);
-    },
-  });
-  for await (const chunk of readTar(path, { signal })) {
-    bytes += chunk.length;
-    reader.push(chunk);
+  const check = new TarCheck(path);
+  for await (const chunk of readTar(path, { signal })) check.push(chunk);
+  const report = check.end();
+  log.debug('checked an archive', { path, entries: report.entries, devices: report.deviceCount });
+  return report;
+}
+
+/** The check itself, of bytes that come in pieces of any size. */
+export class TarCheck {
+  readonly #reader: TarReader;
+  readonly #filter = new DeviceFilter();
+  readonly #second = new SecondReader();
+  readonly #devices: Buffer[] = [];
+  #entries = 0;
+  #deviceCount = 0;
+  #sbin = false;
+
+  constructor(path: string) {
+    this.#reader = new TarReader(path, {
+      member: (member) => this.#member(member),
+      body: (chunk) => this.#second.body(chunk),
+      global: (meta) => this.#second.global(meta),
+      end: () => this.#whole(),
+    });
   }
-  reader.end();
-  log.debug('checked an archive', { path, entries, bytes, deviceCount });
-  return { entries, bytes, devices, deviceCount };
+
+  push(chunk: Buffer): void {
+    this.#reader.push(chunk);
+  }
+
+  end(): TarReport {
+    this.#reader.end();
+    return { entries: this.#entries, devices: this.#devices, deviceCount: this.#deviceCount };
+  }
+
+  #member(member: TarMember): void {
+    this.#second.member(member);
+    this.#entries++;
+    this.#sbin ||= isSbin(member);
+    if (!this.#filter.isForbidden(member)) return;
+    this.#deviceCount++;
+    if (this.#devices.length < shownDevices) this.#devices.push(Buffer.from(member.name));
+  }
+
+  #whole(): void {
+    if (!this.#sbin) throw new TarFault('it has no sbin, so it is not that of a container');
+    if (this.#entries < leastMembers) throw new TarFault(`it has only ${this.#entries} members`);
+  }
 }
 
 /** As PVE's check looks for it in the list that GNU tar prints. */

@@ -1,8 +1,9 @@
-import { isBelowDev, plainName, TarFault } from './tar-names.ts';
+import { isBelowDev, plainName, showName, TarFault } from './tar-names.ts';
 import type { TarMember } from './tar-reader.ts';
 
 /** More than any container has; they are kept in memory. */
 const maxDevices = 100_000;
+export const shownDevices = 10;
 
 /** Finds the members that an unprivileged restore cannot create, as they go by [C7]. */
 export class DeviceFilter {
@@ -19,4 +20,12 @@ export class DeviceFilter {
     }
     return !isBelowDev(name);
   }
+}
+
+/** For the task log; `names` are the first few of `count`. */
+export function deviceWarning(names: readonly Buffer[], count: number): string {
+  const shown = names.slice(0, shownDevices).map(showName);
+  const others = count - shown.length;
+  const list = `${shown.join(', ')}${others > 0 ? ` and ${others} more` : ''}`;
+  return `device nodes outside ./dev cannot be restored and are left out: ${list}`;
 }

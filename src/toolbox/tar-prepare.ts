@@ -1,12 +1,13 @@
-import { readdir, rm } from 'node:fs/promises';
+import { mkdir, readdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Logger } from '../sdk/provider.ts';
 import { isSameProcess, processStartTime } from './processes.ts';
-import { checkTar, type TarReport } from './tar-check.ts';
+import { checkTar } from './tar-check.ts';
+import { deviceWarning } from './tar-devices.ts';
 import { withoutDevices } from './tar-filter.ts';
 
 export interface PrepareTarOptions {
-  /** Where a copy without device nodes goes, if one is needed: an existing directory for that alone. */
+  /** Where a copy without device nodes goes, if one is needed; made if missing. */
   readonly scratch: string;
   readonly log: Logger;
   readonly signal: AbortSignal;
@@ -29,17 +30,13 @@ export async function prepareTar(path: string, options: PrepareTarOptions): Prom
   await collectStaleCopies(scratch, log);
   const report = await checkTar(path, { log, signal });
   if (report.deviceCount === 0) return { path, close: async () => undefined };
-  log.warn(`device nodes outside ./dev cannot be restored and are left out: ${listed(report)}`);
+  log.warn(deviceWarning(report.devices, report.deviceCount));
+  await mkdir(scratch, { recursive: true, mode: 0o700 });
   const suffix = path.endsWith('.tar') ? 'tar' : 'tar.zst';
   const startTime = await processStartTime(process.pid);
   const copy = join(scratch, `${process.pid}-${startTime}-${++count}.${suffix}`);
   await withoutDevices(path, copy, { log, signal });
   return { path: copy, close: () => rm(copy, { force: true }) };
-}
-
-function listed({ devices, deviceCount }: TarReport): string {
-  const others = deviceCount - devices.length;
-  return `${devices.join(', ')}${others > 0 ? ` and ${others} more` : ''}`;
 }
 
 /** Removes the copies of killed processes; those of living ones stay. */

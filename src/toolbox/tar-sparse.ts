@@ -48,17 +48,16 @@ export function paxSparse(records: readonly PaxRecord[]): PaxSparse | undefined 
     if (decimal(value('major')) !== 1 || decimal(value('minor')) !== 0) throw malformed();
     return { ...named, map: new SparseMap(decimal(value('realsize'))), inBody: true };
   }
+  if (!/^((map name|map) numblocks|numblocks numbytes offset) size$/.test(keys)) throw malformed();
   // Without the number GNU tar has no room for the map, and reads the file as a plain one.
   const order = records.map(({ key }) => key);
   const first = order.findIndex((key) => /\.(map|offset|numbytes)$/.test(key));
   if (first < order.indexOf('GNU.sparse.numblocks')) throw malformed();
   const map = new SparseMap(decimal(value('size')));
-  const pairs = /^(?:map name|map) numblocks size$/.test(keys)
+  const pairs = values.has('map')
     ? value('map').toString('latin1').split(',').map(latin1)
-    : keys === 'numblocks numbytes offset size'
-      ? alternating(records)
-      : undefined;
-  if (pairs === undefined || pairs.length !== 2 * decimal(value('numblocks'))) throw malformed();
+    : alternating(records);
+  if (pairs.length !== 2 * decimal(value('numblocks'))) throw malformed();
   for (let at = 0; at < pairs.length; at += 2) {
     map.add(decimal(pairs[at] ?? latin1('')), decimal(pairs[at + 1] ?? latin1('')));
   }
