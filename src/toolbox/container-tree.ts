@@ -8,7 +8,7 @@ import type {
   TarOptions,
   TarStream,
 } from '../sdk/provider.ts';
-import { abortError, follow } from './abort.ts';
+import { abortError, follow, sleep } from './abort.ts';
 import { startTar } from './container-tar.ts';
 import { lastLines } from './lines.ts';
 import { type Namespaces, openNamespaces, type ProcessIdentity } from './namespaces.ts';
@@ -24,6 +24,9 @@ export interface ContainerTreeOptions {
   readonly log: Logger;
   readonly signal: AbortSignal;
 }
+
+/** A program that hangs in a dead store cannot even be killed, and PVE waits. */
+const endMs = 10_000;
 
 /** Opens a container's file system as its own root sees it. `close` ends what still runs there. */
 export async function openContainerTree(
@@ -77,7 +80,7 @@ class Tree implements ContainerTree {
     return starting;
   }
 
-  /** Idempotent. The namespaces are let go when nothing runs in them any more. */
+  /** Idempotent. Lets the namespaces go when nothing runs in them any more. */
   close(): Promise<void> {
     this.#closed ??= this.#close();
     return this.#closed;
@@ -121,7 +124,11 @@ class Tree implements ContainerTree {
   async #close(): Promise<void> {
     this.#unfollow();
     this.#ending.abort(cancelled('the container tree was closed'));
-    await Promise.all(this.#running);
+    const ended = new AbortController();
+    await Promise.race([
+      Promise.all(this.#running).finally(() => ended.abort()),
+      sleep(endMs, ended.signal).catch(() => undefined),
+    ]);
     await this.#namespaces.close();
   }
 }

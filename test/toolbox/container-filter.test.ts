@@ -153,9 +153,13 @@ describe('tar and its filter', () => {
       const host = spawn('bash', args, { stdio: ['ignore', 'pipe', 'inherit'] });
       onTestFinished(() => void host.kill('SIGKILL'));
       await once(host.stdout, 'data');
-      const isTar = ({ name }: { name: string }) => name === 'tar';
-      await expect.poll(() => processesIn(caller).filter(isTar)).toHaveLength(1);
-      const tar = processesIn(caller).find(isTar)?.pid;
+      const names = () => processesIn(caller).map(({ name }) => name);
+      const arrived = () =>
+        names()
+          .filter((name) => /^(?:sleep|tar)$/.test(name))
+          .sort();
+      await expect.poll(arrived).toEqual(['sleep', 'tar']);
+      const tar = processesIn(caller).find(({ name }) => name === 'tar')?.pid;
       const files = readdirSync(`/proc/${tar}/fd`).filter((fd) => Number(fd) > 2);
       const links = files.map((fd) => readlinkSync(`/proc/${tar}/fd/${fd}`));
       expect(links.filter((link) => !link.startsWith(caller.directory))).toEqual([]);

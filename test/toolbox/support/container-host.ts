@@ -1,7 +1,7 @@
 import { openContainerTree } from '../../../src/toolbox/container-tree.ts';
 import { LogLines } from './log.ts';
 
-/** Starts a tar that nobody reads, as a host would that gets killed then. */
+/** Starts a tar that nobody reads and a program that needs no pipe, as a host would that gets killed then. */
 const [directory = '', pid, startTime, ...through] = process.argv.slice(2);
 const tree = await openContainerTree({
   caller: { pid: Number(pid), startTime: Number(startTime) },
@@ -13,5 +13,6 @@ const tree = await openContainerTree({
 });
 const [program, ...args] = through;
 await tree.tar(program === undefined ? {} : { through: [program, ...args] });
+await tree.exec(['sleep', '73']);
 process.stdout.write('started\n');
 setInterval(() => undefined, 1000);
