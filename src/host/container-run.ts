@@ -40,7 +40,7 @@ export async function runContainerBackup(
       await backup.run({
         ...decodeConfigs(params),
         tree,
-        exclude: params['exclude-patterns'],
+        exclude: [...params['exclude-patterns'], ...ownFiles(sources)],
         ...bandwidth,
         log,
         signal: stopped,
@@ -51,4 +51,12 @@ export async function runContainerBackup(
   } finally {
     clearInterval(watch);
   }
+}
+
+/**
+ * In mode suspend vzdump's copy of the tree, whose only source is `.`, also holds vzdump's own configs. They
+ * belong to the node's root, which an id map need not have: their restore would fail.
+ */
+function ownFiles(sources: readonly string[]): string[] {
+  return sources.every((source) => source === '.') ? ['/etc/vzdump'] : [];
 }

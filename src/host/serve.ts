@@ -52,27 +52,28 @@ export async function serve(options: {
   const owner = new Channel(socketOf(0), end);
   // A child may be killed in mid-line, and the next one begins where it stopped.
   const child = new Channel(socketOf(3), end, { dropsGarbage: true });
-  let childCalls = 0;
+  const calls = { owner: 0, child: 0 };
   const notify = (level: LogLevel, message: string) => {
-    // Meanwhile the owner waits for its child and reads nothing [A8].
-    const channel = childCalls > 0 ? child : owner;
+    // While its child calls, the owner waits and reads nothing [A8]; a killed child's call may last longer.
+    const channel = calls.child > 0 && calls.owner === 0 ? child : owner;
     const dropped = channel.takeDropped();
     if (dropped > 0) channel.notify('log', { level, message: `${dropped} log lines were dropped` });
     channel.notify('log', { level, message });
   };
   const session = new Session({ root: options.root, definition, lifecycle, notify });
   lifecycle.onEnd((reason) => session.close(reason));
-  const call = (method: Method) => (params: unknown) =>
-    lifecycle.during(() => session.call(method, params));
-  for (const method of Object.keys(methods) as Method[]) owner.serve(method, call(method));
-  for (const method of childMethods) {
-    child.serve(method, async (params) => {
-      childCalls++;
-      try {
-        return await call(method)(params);
-      } finally {
-        childCalls--;
-      }
-    });
-  }
+  const serveOn = (from: keyof typeof calls, channel: Channel, served: readonly Method[]) => {
+    for (const method of served) {
+      channel.serve(method, async (params) => {
+        calls[from]++;
+        try {
+          return await lifecycle.during(() => session.call(method, params));
+        } finally {
+          calls[from]--;
+        }
+      });
+    }
+  };
+  serveOn('owner', owner, Object.keys(methods) as Method[]);
+  serveOn('child', child, childMethods);
 }
