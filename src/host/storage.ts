@@ -3,6 +3,7 @@ import type { VolumeInfo } from '../protocol/model.ts';
 import type { ArchiveInfo } from '../sdk/provider.ts';
 import { archiveOf, volnameOf } from './archive.ts';
 import type { Context } from './session.ts';
+import { verify } from './verify.ts';
 
 type StorageMethod =
   | 'check_connection'
@@ -11,7 +12,10 @@ type StorageMethod =
   | 'volume_size_info'
   | 'get_volume_attribute'
   | 'update_volume_attribute'
-  | 'free_image';
+  | 'free_image'
+  | 'reclaim_space'
+  | 'on_add_hook'
+  | 'verify';
 
 function volumeInfo(info: ArchiveInfo): VolumeInfo {
   return {
@@ -22,11 +26,15 @@ function volumeInfo(info: ArchiveInfo): VolumeInfo {
     ctime: Math.floor(info.startTime.getTime() / 1000),
     protected: info.protected,
     ...(info.notes !== undefined && { notes: info.notes }),
+    ...(info.approximateSize && { 'approximate-size': true }),
+    ...(info.encrypted !== undefined && { encrypted: info.encrypted }),
+    ...(info.verification !== undefined && { verification: info.verification }),
   };
 }
 
 /** What the storage plugin asks [D4 to D8]. */
-export function storageHandlers({ provider }: Context): Pick<Handlers, StorageMethod> {
+export function storageHandlers(context: Context): Pick<Handlers, StorageMethod> {
+  const { provider } = context;
   const archive = (volname: string) => archiveOf(provider, volname);
   return {
     check_connection: async () => {
@@ -59,5 +67,14 @@ export function storageHandlers({ provider }: Context): Pick<Handlers, StorageMe
       await (await archive(volname)).remove();
       return {};
     },
+    reclaim_space: async () => {
+      await provider.reclaim?.();
+      return {};
+    },
+    on_add_hook: async () => {
+      await provider.setUp?.();
+      return {};
+    },
+    verify: (params, signal) => verify(context, params, signal),
   };
 }

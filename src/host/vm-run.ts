@@ -65,6 +65,8 @@ async function openVolumes(
 ): Promise<Map<DeviceName, VolumeSource>> {
   const sources = new Map<DeviceName, VolumeSource>();
   for (const [device, volume] of Object.entries(volumes)) {
+    if (!('nbd-path' in volume))
+      throw new BackupError(`${device} comes by another mechanism than nbd`);
     const source = await openNbdVolume({
       device,
       size: volume.size,

@@ -55,7 +55,17 @@ export const methods = {
     ),
     empty,
   ),
+  /** The archive is gone when this returns; its space follows with `reclaim_space` [D7]. */
   free_image: define(archive, empty),
+  /** Frees the space of removed archives; may take long. */
+  reclaim_space: define(empty, empty),
+  /** `pvesm add`: the first use of a store, or the check of one that is there [D3]. */
+  on_add_hook: define(empty, empty),
+  /** Reads one archive, or all; `problems` has a line for each fault that was found. */
+  verify: define(
+    z.object({ volname: m.volname.optional() }),
+    z.array(z.object({ volname: m.volname, problems: z.array(z.string()) })),
+  ),
 
   job_init: define(z.object({ 'start-time': m.unixTime }), empty),
   backup_init: define(
@@ -122,6 +132,19 @@ export const methods = {
     ]),
   ),
   restore_container_cleanup: define(archive, empty),
+} as const;
+
+/** Requests from the host to the shim during `backup_vm`, mechanism file-handle: code and fallocate(2) are Perl's [B7]. */
+export const requests = {
+  /** The next dirty regions, in order; fewer than `max` if there are no more. */
+  volume_next_dirty_regions: define(
+    z.object({ device: m.deviceName, max: z.int().positive() }),
+    z.array(z.tuple([m.size, m.size])),
+  ),
+  volume_deallocate: define(
+    z.object({ device: m.deviceName, offset: m.size, length: m.size }),
+    empty,
+  ),
 } as const;
 
 /** Notifications from the host to the shim. */

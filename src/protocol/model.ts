@@ -43,13 +43,18 @@ export const logLevel = z.enum(['info', 'warn', 'err']);
 
 export const volumeSizes = z.record(deviceName, z.object({ size }));
 
-/** One volume of `backup_vm`, mechanism nbd [B7]. */
-export const backupVolume = z.object({
-  size,
-  'bitmap-mode': bitmapResult,
-  'nbd-path': absolutePath,
-  'bitmap-name': z.string().nullish(),
-});
+const volumeBase = { size, 'bitmap-mode': bitmapResult };
+
+/** One volume of `backup_vm` [B7]: an NBD export, a descriptor that the shim holds open, or a block device (RFC v3). */
+export const backupVolume = z.union([
+  z.object({
+    ...volumeBase,
+    'nbd-path': absolutePath,
+    'bitmap-name': z.string().nullish(),
+  }),
+  z.object({ ...volumeBase, 'file-descriptor': z.int().nonnegative() }),
+  z.object({ ...volumeBase, 'block-device': absolutePath }),
+]);
 
 /** An entry of `list_volumes` [D5]; the shim makes the volid of it. */
 export const volumeInfo = z.object({
@@ -60,6 +65,12 @@ export const volumeInfo = z.object({
   ctime: unixTime,
   protected: z.boolean(),
   notes: z.string().optional(),
+  /** `size` is a guess. */
+  'approximate-size': z.boolean().optional(),
+  /** The fingerprint of the key, or `encrypted`. */
+  encrypted: z.string().optional(),
+  /** The last verification, as PVE shows it. */
+  verification: z.object({ state: z.enum(['ok', 'failed']), upid: z.string() }).optional(),
 });
 
 export type VmType = z.infer<typeof vmtype>;

@@ -54,6 +54,18 @@ export interface ArchiveInfo {
   readonly size: number;
   readonly protected: boolean;
   readonly notes?: string;
+  /** The last verification of this archive. */
+  readonly verification?: Verification;
+  /** True if `size` is a guess. */
+  readonly approximateSize?: boolean;
+  /** The fingerprint of the key, or `encrypted`. */
+  readonly encrypted?: string;
+}
+
+export interface Verification {
+  readonly state: 'ok' | 'failed';
+  /** PVE's task id, or what stands for it where no PVE task ran. */
+  readonly upid: string;
 }
 
 export interface Guest {
@@ -73,6 +85,10 @@ export interface Provider {
   listArchives(filter: { vmid?: number }): Promise<ArchiveInfo[]>;
   /** Rejects if there is none of that name. */
   archive(name: ArchiveName): Promise<Archive>;
+  /** `pvesm add`: makes the store ready, or checks the one that is there [D3]. */
+  setUp?(): Promise<void>;
+  /** Frees the space of removed archives. May take long, and may leave the work to a later call. */
+  reclaim?(): Promise<void>;
   startJob?(job: { startTime: Date }): Promise<void>;
   endJob?(): Promise<void>;
   /** Reserves the archive name. Absent: the provider does not back up VMs. */
@@ -99,7 +115,7 @@ interface GuestBackup {
 export interface VmBackup extends GuestBackup {
   /** A UUID of this archive, by which the bitmap ledger knows it. */
   readonly archiveId: string;
-  readonly mechanism: 'nbd';
+  readonly mechanism: 'nbd' | 'file-handle' | 'block-device';
   /** `use` only for devices whose newest archive `ledger.holds`; devices left out get no bitmap. */
   planBitmaps(volumes: VolumeSizes, ledger: BitmapLedger): Promise<Map<DeviceName, BitmapRequest>>;
   /** Resolves only when the archive is durably committed: QEMU's bitmaps are consumed then [B15]. */
@@ -234,8 +250,10 @@ export interface Archive {
   /** The empty string removes them [D8]. */
   setNotes(notes: string): Promise<void>;
   setProtected(protect: boolean): Promise<void>;
-  /** Refuses a protected archive. */
+  /** Refuses a protected archive. Gone at once; the space follows with `reclaim`. */
   remove(): Promise<void>;
+  /** Reads all that belongs to the archive; a line for each fault. Keeps the result with the archive. */
+  verify?(options: { log: Logger; signal: AbortSignal; upid: string }): Promise<string[]>;
   /** Proves that every volume can be read, since PVE destroys the old disks next [C4]. VMs only. */
   restoreVm?(): Promise<VmRestore>;
   /** What `restoreContainer` will give. Containers only. */
