@@ -5,10 +5,13 @@ package PVE::BackupProvider::Plugin::Bridge;
 
 use v5.36;
 
+use File::Basename qw(dirname);
+use File::Path qw(make_path);
 use JSON;
 use MIME::Base64 qw(decode_base64 encode_base64);
 
 use PVE::BackupProvider::Plugin::Base;
+use PVE::Tools;
 
 use PVE::BackupBridge::Client;
 use PVE::BackupBridge::Manifest;
@@ -82,9 +85,45 @@ sub backup_init($self, $vmid, $vmtype, $start_time) {
     return { 'archive-name' => $name };
 }
 
+# RFC v3 has one bitmap for all disks of a VM, which QEMU makes anew where its id is new. What it is for stands
+# here: the id, and a size per device.
+my sub bitmap_file($self, $vmid) {
+    my $storeid = $self->{client}->{storeid};
+    my $name = match('vmid', $vmid) . '.id';
+    return "$PVE::BackupBridge::Client::ROOT/run/pve-backup-bridge/bitmaps/$storeid/$name";
+}
+
+# The id of the last backup if every disk of then can be backed up by its bitmap.
+my sub bitmap_id($self, $vmid) {
+    my $file = bitmap_file($self, $vmid);
+    my $text = -e $file ? PVE::Tools::file_get_contents($file) : '';
+    my ($id, %sizes) = $text =~ m/(\S+)/g;
+    my $volumes = { map { $_ => { size => $sizes{$_} } } keys %sizes };
+    my $plan = %sizes ? $self->backup_vm_query_incremental($vmid, $volumes) : {};
+    my $is_usable = %sizes && !grep { ($plan->{$_} // '') ne 'use' } keys %sizes;
+    return $is_usable ? $id : "$self->{client}->{storeid}-" . time();
+}
+
+# Its callers do not ask backup_vm_query_incremental. The file comes first: a backup that fails here gets a new
+# bitmap next time, as nothing of a clean area can be read now [E3].
+my sub plan_bitmap($self, $vmid, $volumes, $id) {
+    my $file = bitmap_file($self, $vmid);
+    make_path(dirname($file), { mode => 0700 });
+    my @sizes = map { $_ => int($volumes->{$_}->{size}) } keys %$volumes;
+    PVE::Tools::file_set_contents($file, join(' ', $id, @sizes));
+    my $plan = $self->backup_vm_query_incremental($vmid, $volumes);
+    for my $device (grep { $volumes->{$_}->{'bitmap-mode'} eq 'reuse' } keys %$volumes) {
+        die "$device was resized, or its last backup is gone: start again to read all of it\n"
+            if ($plan->{$device} // '') ne 'use';
+    }
+    return;
+}
+
 sub backup_get_mechanism($self, $vmid, $vmtype) {
     my $result = call_guest($self, 'backup_get_mechanism', $vmid, { vmtype => $vmtype });
-    return scalar(field('mechanism', $result));
+    my $mechanism = field('mechanism', $result);
+    return $mechanism if !wantarray || $vmtype ne 'qemu';
+    return ($mechanism, $self->{bitmap_ids}->{$vmid} = bitmap_id($self, $vmid)); # RFC v3
 }
 
 sub backup_vm_query_incremental($self, $vmid, $volumes) {
@@ -97,6 +136,8 @@ sub backup_vm_query_incremental($self, $vmid, $volumes) {
 }
 
 sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
+    my $bitmap_id = delete $self->{bitmap_ids}->{$vmid};
+    plan_bitmap($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
     my $params = encode_guest($guest_config, $info);
     for my $device (keys %$volumes) {
         my $volume = $volumes->{$device};
@@ -183,15 +224,19 @@ sub restore_vm_init($self, $volname, @) {
     return $volumes;
 }
 
-sub restore_vm_volume_init($self, $volname, $device_name, @) {
-    my $params = { 'device-name' => $device_name };
-    my $result = call_archive($self, 'restore_vm_volume_init', $volname, $params);
+# Between volname and device name RFC v3 has a storage ID, too.
+my sub device_name(@args) {
+    return { 'device-name' => (grep { !ref } @args)[-1] };
+}
+
+sub restore_vm_volume_init($self, $volname, @args) {
+    my $result =
+        call_archive($self, 'restore_vm_volume_init', $volname, device_name(@args));
     return { 'qemu-img-path' => field('path', $result, 'qemu-img-path') };
 }
 
-sub restore_vm_volume_cleanup($self, $volname, $device_name, @) {
-    my $params = { 'device-name' => $device_name };
-    call_archive($self, 'restore_vm_volume_cleanup', $volname, $params);
+sub restore_vm_volume_cleanup($self, $volname, @args) {
+    call_archive($self, 'restore_vm_volume_cleanup', $volname, device_name(@args));
     return;
 }
 
@@ -213,6 +258,40 @@ sub restore_container_init($self, $volname, @) {
 sub restore_container_cleanup($self, $volname, @) {
     call_archive($self, 'restore_container_cleanup', $volname, {}, hold => 0);
     return;
+}
+
+# RFC v3 (November 2024): its names for the same.
+
+sub job_hook($self, $phase, $info = {}) {
+    return $phase eq 'start' ? $self->job_init($info->{'start-time'}) : $self->job_cleanup();
+}
+
+sub backup_hook($self, $phase, $vmid, $vmtype, $info = {}) {
+    if ($phase eq 'start') {
+        my $init = $self->backup_init($vmid, $vmtype, $info->{'start-time'});
+        $self->{archive_names}->{$vmid} = $init->{'archive-name'};
+    } elsif ($phase eq 'prepare') {
+        $self->backup_container_prepare($vmid, $info) if $vmtype eq 'lxc';
+    } else {
+        $self->backup_cleanup($vmid, $vmtype, $phase eq 'end', $info);
+    }
+    return;
+}
+
+sub backup_get_archive_name($self, $vmid, @) {
+    return $self->{archive_names}->{$vmid};
+}
+
+sub backup_get_task_size($self, $vmid, @) {
+    return $self->backup_cleanup($vmid, undef, 1, {})->{stats}->{'archive-size'};
+}
+
+sub restore_get_guest_config($self, @args) {
+    return $self->archive_get_guest_config(@args);
+}
+
+sub restore_get_firewall_config($self, @args) {
+    return $self->archive_get_firewall_config(@args);
 }
 
 1;
