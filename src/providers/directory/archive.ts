@@ -1,4 +1,4 @@
-import { rename, rm, unlink } from 'node:fs/promises';
+import { rename, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { BackupError } from '../../protocol/errors.ts';
 import type {
@@ -8,38 +8,17 @@ import type {
   ContainerRestore,
   VmRestore,
 } from '../../sdk/provider.ts';
+import { maxNotes, readArchive } from './archive-info.ts';
 import { hasMember, readConfig } from './archive-members.ts';
-import { type ArchiveRecord, archiveSizeOf, readRecord } from './archive-record.ts';
+import type { ArchiveRecord } from './archive-record.ts';
 import { proveTar } from './container-file.ts';
-import { ifMissing, readBounded, storeError, syncDirectory, writeAtomically } from './files.ts';
-import { type Layout, member, type ParsedName, suffix } from './layout.ts';
+import { ifMissing, storeError, syncDirectory, writeAtomically } from './files.ts';
+import { member, type ParsedName, suffix } from './layout.ts';
 import { collectStaleMounts } from './squashfs-mount.ts';
 import { restoreWaitMs, type Store } from './store.ts';
-import { sweep, wantSweep } from './sweep.ts';
+import { wantSweep } from './sweep.ts';
+import { touchGuest } from './touch-guest.ts';
 import { openRestore } from './vm-restore.ts';
-
-const maxNotes = 1024 * 1024;
-
-/** What PVE lists of an archive, whichever format it has. */
-export async function describeArchive(
-  layout: Layout,
-  name: string,
-  parsed: ParsedName,
-  size: number,
-): Promise<ArchiveInfo> {
-  const { vmid, vmtype, startTime } = parsed;
-  const path = join(layout.archive(name), member.notes);
-  const notes = (await readBounded(path, maxNotes).catch(ifMissing))?.toString('utf8');
-  return {
-    name,
-    vmid,
-    vmtype,
-    startTime,
-    size: Math.max(size, 1),
-    protected: await hasMember(layout, name, member.protection),
-    ...(notes !== undefined && { notes }),
-  };
-}
 
 /** What every archive of the store can do; how its disks lie there is the subclass's. */
 export abstract class StoredArchive implements Archive {
@@ -95,36 +74,44 @@ export abstract class StoredArchive implements Archive {
   }
 
   async setProtected(protect: boolean): Promise<void> {
-    await this.#change(member.protection, protect ? '' : undefined);
+    const content = protect ? '' : undefined;
+    await this.store.guardProtection(() => this.#change(member.protection, content));
   }
 
-  /** Gone at once, whatever happens next; the space follows when the store is not in use. */
+  /** Whole before, gone after, whenever a crash comes; the space follows with the next `reclaim`. */
   async remove(): Promise<void> {
     const { store, info } = this;
-    const path = store.layout.archive(info.name);
-    if (await hasMember(store.layout, info.name, member.protection)) {
-      throw new BackupError(`archive ${info.name} is protected`);
-    }
     await this.assertRemovable();
     try {
-      await rename(path, `${path}${suffix.removed}`);
-      await syncDirectory(dirname(path));
-      const hasChunks = (await store.check()) && info.vmtype === 'qemu';
-      if (hasChunks) await wantSweep(store);
-      await rm(`${path}${suffix.removed}`, { recursive: true, force: true });
-      if (hasChunks) await sweep(store);
+      await store.guardProtection(() => this.#hide());
+      if (info.vmtype === 'qemu') await wantSweep(store);
     } catch (error) {
       throw storeError(store.layout.path, `cannot remove archive ${info.name}`, error);
     }
+  }
+
+  async #hide(): Promise<void> {
+    const { layout } = this.store;
+    const { name } = this.info;
+    if (await hasMember(layout, name, member.protection)) {
+      throw new BackupError(`archive ${name} is protected`);
+    }
+    const path = layout.archive(name);
+    // Another process may have been quicker.
+    await rename(path, `${path}${suffix.removed}`).catch(ifMissing);
+    await syncDirectory(dirname(path));
   }
 
   async #change(file: string, content: string | undefined): Promise<void> {
     const { layout } = this.store;
     const path = join(layout.archive(this.info.name), file);
     try {
-      if (content !== undefined) return await writeAtomically(path, content);
-      await unlink(path).catch(ifMissing);
-      await syncDirectory(dirname(path));
+      if (content !== undefined) await writeAtomically(path, content);
+      else {
+        await unlink(path).catch(ifMissing);
+        await syncDirectory(dirname(path));
+      }
+      await touchGuest(layout, this.info.name);
     } catch (error) {
       throw storeError(layout.path, `cannot change archive ${this.info.name}`, error);
     }
@@ -178,7 +165,6 @@ export async function openBridgeArchive(
   name: string,
   parsed: ParsedName,
 ): Promise<Archive> {
-  const record = await readRecord(store.layout, name);
-  const info = await describeArchive(store.layout, name, parsed, archiveSizeOf(record));
+  const { record, info } = readArchive(store.layout, name, parsed);
   return new BridgeArchive(store, info, record);
 }

@@ -46,6 +46,10 @@ export function layoutOf(path: string) {
     lock: join(bridge, 'lock'),
     /** Exists while chunks may lie about that no index names. */
     sweepWanted: join(bridge, 'sweep-wanted'),
+    /** The same while a sweep is under way, or was when it died. */
+    sweepBegun: join(bridge, 'sweep-begun'),
+    /** Locked by who changes what protects an archive, and by who removes one. */
+    protectionLock: join(bridge, 'protection-lock'),
     /** Chunks whose content was not what their name says. */
     damagedChunks: join(bridge, 'damaged'),
     chunks,
@@ -74,6 +78,8 @@ export const member = {
   log: 'backup.log',
   /** There if a chunk of the archive is known to be damaged: one digest a line. */
   damaged: 'damaged',
+  /** The result of the last verification. */
+  verification: 'verification.json',
   /** Which boot of which node runs the backup. */
   run: 'run.json',
   index: (device: string) => `${device}.index`,

@@ -10,7 +10,7 @@ import { markDamaged } from './mark-damaged.ts';
 import { forEachParallel } from './parallel.ts';
 import { bootId, bootIdOf } from './run-directory.ts';
 import type { Store } from './store.ts';
-import { sweepIfWanted, wantSweep } from './sweep.ts';
+import { wantSweep } from './sweep.ts';
 
 /** Clocks of file systems may be this coarse. */
 const coarseMs = 2000;
@@ -76,54 +76,69 @@ async function collectRun(store: Store, directory: string): Promise<void> {
   await rm(directory, { recursive: true, force: true });
 }
 
-/** Applies `remove` to each; what cannot be removed must not keep the job from its backups. True if one went. */
+/** Applies `remove` to each; what cannot be removed must not keep the job from its backups. */
 async function removeEach(
   store: Store,
   entries: readonly string[],
   remove: (directory: string) => Promise<void>,
-): Promise<boolean> {
-  let found = false;
+  removed: (entry: string) => void,
+): Promise<void> {
   for (const entry of entries) {
     const directory = store.layout.archive(entry);
     try {
       if ((await lstat(directory).catch(ifMissing)) === undefined) continue;
       await remove(directory);
-      store.log.info(`removed what a backup or removal that died left: ${entry}`);
-      found = true;
+      removed(entry);
     } catch (error) {
       store.log.warn(`${directory} cannot be removed: ${messageOf(error)}`);
     }
   }
-  return found;
+}
+
+/** Runs `remove` so that no crash in it leaves chunks that nobody looks for. */
+async function withSweepWanted(store: Store, remove: () => Promise<void>): Promise<void> {
+  const noted = await wantSweep(store);
+  await remove();
+  if (!noted) await wantSweep(store);
+}
+
+/** Deletes the directories of removed archives, whoever uses the store; their chunks are the sweep's. */
+export async function deleteHidden(store: Store): Promise<void> {
+  const hidden = await entriesOf(store, suffix.removed);
+  if (hidden.length === 0) return;
+  await withSweepWanted(store, () =>
+    removeEach(
+      store,
+      hidden,
+      (directory) => rm(directory, { recursive: true, force: true }),
+      (entry) => store.log.debug(`deleted ${entry}`),
+    ),
+  );
 }
 
 /** Runs share the lock of the store: to who has it alone, all are dead. */
-async function collectRuns(store: Store): Promise<boolean> {
+async function collectRuns(store: Store): Promise<void> {
   const starting = await entriesOf(store, suffix.starting);
   const partial = await entriesOf(store, suffix.partial);
-  if (starting.length + partial.length === 0) return false;
+  if (starting.length + partial.length === 0) return;
   const lock = await store.claim();
-  if (lock === undefined) {
-    store.log.info('backups or restores are running: what dead ones left stays for the next job');
-    return false;
-  }
+  if (lock === undefined) return;
+  const say = (entry: string) => store.log.info(`removed what a backup that died left: ${entry}`);
   try {
-    await removeEach(store, starting, (directory) => rm(directory, { recursive: true }));
-    return await removeEach(store, partial, (directory) => collectRun(store, directory));
+    await removeEach(store, starting, (directory) => rm(directory, { recursive: true }), say);
+    await withSweepWanted(store, () =>
+      removeEach(store, partial, (directory) => collectRun(store, directory), say),
+    );
   } finally {
     await lock.release();
   }
 }
 
-/** Removes what dead runs of any node left, and never what a live one needs. */
+/**
+ * Removes what removals and dead runs of any node left, and never what a live one needs. What a backup or restore
+ * that runs anywhere keeps from it is left to the next call. Chunks are left to the sweep.
+ */
 export async function collectLeftovers(store: Store): Promise<void> {
-  const removed = await entriesOf(store, suffix.removed);
-  const foundRemoved = await removeEach(store, removed, (directory) =>
-    rm(directory, { recursive: true, force: true }),
-  );
-  const foundRuns = await collectRuns(store);
-  if (foundRemoved || foundRuns) await wantSweep(store);
-  await sweepIfWanted(store).catch((error: unknown) => {
-    store.log.warn(`no space was freed: ${messageOf(error)}`);
-  });
+  await deleteHidden(store);
+  await collectRuns(store);
 }

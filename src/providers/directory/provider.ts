@@ -1,5 +1,6 @@
 import { statfs } from 'node:fs/promises';
 import * as z from 'zod';
+import { messageOf } from '../../protocol/errors.ts';
 import type {
   Archive,
   ArchiveInfo,
@@ -12,7 +13,7 @@ import type {
 import { listArchives, openArchive } from './archives.ts';
 import { DirectoryContainerBackup } from './container-backup.ts';
 import { type Sync, storeError, syncFileSystem } from './files.ts';
-import { collectLeftovers } from './leftovers.ts';
+import { collectLeftovers, deleteHidden } from './leftovers.ts';
 import { collectStaleMounts } from './squashfs-mount.ts';
 import { Store } from './store.ts';
 import { type Reservation, reserve } from './stored-backup.ts';
@@ -23,22 +24,29 @@ import { DirectoryVmBackup } from './vm-backup.ts';
 const directoryOptions = z.object({
   path: z.string().startsWith('/'),
   'bridge-dir-compression': z.enum(['brotli', 'none']).default('brotli'),
+  'bridge-dir-mechanism': z.enum(['nbd', 'file-handle']).default('nbd'),
   'bridge-dir-shared-with-cluster': z.string().optional(),
 });
+
+/** With less of the store free, space is freed between the backups of a job and not only after them. */
+const roomyShare = 0.1;
 
 /** Archives in a directory: a local disk, an NFS or CIFS mount. */
 export class DirectoryProvider implements Provider {
   readonly #store: Store;
   readonly #tool: string;
+  readonly #mechanism: VmBackup['mechanism'];
   /** Backups that may have to be cleaned up when the host ends. */
   readonly #backups = new Set<VmBackup | ContainerBackup>();
   /** Then PVE kills soon, and the next job has to do what is left. */
   #cancelled = false;
+  #inJob = false;
 
   constructor(storage: Storage, tool: string, sync: Sync = syncFileSystem) {
     const { cluster, log, runDir, cacheDir, signal } = storage;
     const options = directoryOptions.parse(storage.options);
     this.#tool = tool;
+    this.#mechanism = options['bridge-dir-mechanism'];
     this.#store = new Store({
       path: options.path,
       compression: options['bridge-dir-compression'],
@@ -67,24 +75,46 @@ export class DirectoryProvider implements Provider {
     return openArchive(this.#store, name);
   }
 
+  setUp(): Promise<void> {
+    return this.#store.open();
+  }
+
+  /** Within a job the sweep is left to its end, unless space is short: it reads every index of the store. */
+  async reclaim(): Promise<void> {
+    try {
+      const isStore = await this.#store.check();
+      if (!isStore) return await deleteHidden(this.#store);
+      const isLater = this.#inJob && (await this.#isRoomy());
+      await (isLater ? deleteHidden : collectLeftovers)(this.#store);
+      if (!isLater) await sweepIfWanted(this.#store);
+    } catch (error) {
+      throw storeError(this.#store.layout.path, 'cannot free space', error);
+    }
+  }
+
   async startJob(): Promise<void> {
     this.#cancelled = false;
     await collectStaleMounts(this.#store.runDir, this.#store.log);
     await this.#store.open();
+    this.#inJob = true;
     try {
       await collectLeftovers(this.#store);
     } catch (error) {
       throw storeError(this.#store.layout.path, 'cannot clean up after dead backups', error);
     }
+    await sweepIfWanted(this.#store).catch((error: unknown) => {
+      this.#store.log.warn(`no space was freed: ${messageOf(error)}`);
+    });
   }
 
   async endJob(): Promise<void> {
-    if (this.#cancelled) return;
-    if (await this.#store.check()) await sweepIfWanted(this.#store);
+    this.#inJob = false;
+    if (!this.#cancelled) await this.reclaim();
   }
 
   backupVm(guest: Guest): Promise<VmBackup> {
-    return this.#begin(guest, (reservation) => new DirectoryVmBackup(reservation));
+    const mechanism = this.#mechanism;
+    return this.#begin(guest, (reservation) => new DirectoryVmBackup(reservation, mechanism));
   }
 
   backupContainer(guest: Guest): Promise<ContainerBackup> {
@@ -94,6 +124,11 @@ export class DirectoryProvider implements Provider {
   async close(): Promise<void> {
     await Promise.all([...this.#backups].map((backup) => backup.finish({ success: false })));
     this.#backups.clear();
+  }
+
+  async #isRoomy(): Promise<boolean> {
+    const { total, available } = await this.status();
+    return available > total * roomyShare;
   }
 
   async #begin<Backup extends VmBackup | ContainerBackup>(

@@ -10,6 +10,8 @@ import { checkStore, initialiseStore, type StoreUser } from './store-file.ts';
 
 /** How long a backup waits for a sweep, which takes minutes in a store of millions of chunks. */
 const sweepWaitMs = 4 * 3600 * 1000;
+/** What is done meanwhile takes a moment. */
+const protectionWaitMs = 30_000;
 /** Somebody sits before a restore. */
 export const restoreWaitMs = 5 * 60 * 1000;
 
@@ -22,6 +24,7 @@ export class Store {
   readonly sync: Sync;
   readonly #user: StoreUser;
   readonly #known: KnownStore;
+  #saidInUse = false;
   /** For sockets and mount points, on a tmpfs. */
   readonly runDir: string;
   /** Aborts when the host ends. */
@@ -81,9 +84,31 @@ export class Store {
     throw new BackupError(`${this.layout.lock} is still locked: does a sweep hang on some node?`);
   }
 
-  /** For the sweep: nobody writes or restores. Undefined if somebody does. */
+  /** For the sweep: nobody writes or restores. Undefined if somebody does, which is said once. */
   async claim(): Promise<Lock | undefined> {
-    return this.#acquire('exclusive', false);
+    const lock = await this.#acquire('exclusive', false);
+    if (lock === undefined && !this.#saidInUse) {
+      this.log.info(
+        'backups or restores are running: what removed archives and dead backups left is freed after them',
+      );
+    }
+    this.#saidInUse = lock === undefined;
+    return lock;
+  }
+
+  /** Runs what must not happen while another process protects an archive, or removes one. */
+  async guardProtection<T>(work: () => Promise<T>): Promise<T> {
+    if (!(await this.check())) return work();
+    const { protectionLock } = this.layout;
+    const lock = await acquireLock(protectionLock, 'exclusive', { wait: protectionWaitMs });
+    if (lock === undefined) {
+      throw new BackupError(`${protectionLock} is still locked: does a removal hang on some node?`);
+    }
+    try {
+      return await work();
+    } finally {
+      await lock.release();
+    }
   }
 
   /** The end of the host ends the wait, but not the lock: what it protects has to be ended first. */

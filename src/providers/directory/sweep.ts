@@ -1,12 +1,12 @@
 import { constants } from 'node:fs';
-import { lstat, readdir, unlink, writeFile } from 'node:fs/promises';
+import { lstat, readdir, rename, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { BackupError } from '../../protocol/errors.ts';
 import { formatBytes } from '../../toolbox/bytes.ts';
 import { digestLength } from './chunk-codec.ts';
 import { DigestSet } from './digest-set.ts';
 import { chunkFiles, indexHolders } from './directories.ts';
-import { ifMissing, withFile } from './files.ts';
+import { ifMissing, syncDirectory, withFile } from './files.ts';
 import type { Layout } from './layout.ts';
 import { forEachParallel } from './parallel.ts';
 import type { Store } from './store.ts';
@@ -34,8 +34,13 @@ async function namedDigests(layout: Layout): Promise<DigestSet> {
   const digests = new DigestSet();
   for await (const entry of indexHolders(layout)) {
     const directory = layout.archive(entry);
-    for (const name of await readdir(directory)) {
-      if (name.endsWith('.index')) await addIndex(join(directory, name), digests);
+    try {
+      for (const name of await readdir(directory)) {
+        if (name.endsWith('.index')) await addIndex(join(directory, name), digests);
+      }
+    } catch (error) {
+      // An archive may be removed meanwhile, and never comes back.
+      if ((await lstat(directory).catch(ifMissing)) !== undefined) throw error;
     }
   }
   return digests;
@@ -53,28 +58,33 @@ async function* garbage(layout: Layout, named: DigestSet): AsyncGenerator<string
   }
 }
 
-/** Notes that there may be chunks that no index names. */
-export async function wantSweep(store: Store): Promise<void> {
-  // Not worth an error: on a full store it fails, and the next removal notes it again.
+/** Notes that there may be chunks that no index names. False on a full store: then again once there is room. */
+export async function wantSweep({ layout }: Store): Promise<boolean> {
   const flag = constants.O_WRONLY | constants.O_CREAT | constants.O_NOFOLLOW;
-  await writeFile(store.layout.sweepWanted, '', { flag }).catch(() => undefined);
+  try {
+    await writeFile(layout.sweepWanted, '', { flag });
+    await syncDirectory(layout.bridge);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**
  * Deletes the chunks that no index names. Needs the store for itself; while a backup or restore runs anywhere it
- * leaves the work to whoever comes next, and says so.
+ * leaves the work to whoever comes next.
  */
 export async function sweep(store: Store): Promise<void> {
-  const { layout, log } = store;
+  const { layout, log, signal } = store;
   const lock = await store.claim();
-  if (lock === undefined) {
-    log.info('backups or restores are running: space will be freed after them');
-    return;
-  }
+  if (lock === undefined) return;
   try {
+    // What is noted from here on may be about an index that has been read already.
+    await rename(layout.sweepWanted, layout.sweepBegun).catch(ifMissing);
     const named = await namedDigests(layout);
     const freed = { chunks: 0, bytes: 0 };
     await forEachParallel(garbage(layout, named), width, async (path) => {
+      signal.throwIfAborted();
       if (!lock.held) throw new BackupError('the lock of the store was lost: the sweep is put off');
       const stats = await lstat(path).catch(ifMissing);
       if (stats === undefined) return;
@@ -82,7 +92,7 @@ export async function sweep(store: Store): Promise<void> {
       freed.chunks++;
       freed.bytes += stats.size;
     });
-    await unlink(layout.sweepWanted).catch(ifMissing);
+    await unlink(layout.sweepBegun).catch(ifMissing);
     if (freed.chunks > 0) log.info(`freed ${formatBytes(freed.bytes)} in ${freed.chunks} chunks`);
   } finally {
     await lock.release();
@@ -91,6 +101,7 @@ export async function sweep(store: Store): Promise<void> {
 
 /** Does what earlier sweeps had to leave. */
 export async function sweepIfWanted(store: Store): Promise<void> {
-  const wanted = await lstat(store.layout.sweepWanted).catch(ifMissing);
-  if (wanted !== undefined) await sweep(store);
+  for (const flag of [store.layout.sweepWanted, store.layout.sweepBegun]) {
+    if ((await lstat(flag).catch(ifMissing)) !== undefined) return sweep(store);
+  }
 }

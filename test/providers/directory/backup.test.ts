@@ -13,6 +13,7 @@ import {
   makeStorage,
   openStorage,
   patterned,
+  removeArchive,
   restore,
 } from './setup.ts';
 
@@ -125,7 +126,7 @@ describe('B15: the plan is `use` only for the very archive that consumed the bit
     const storage = await makeStorage();
     const first = await backUp(storage, [volume()]);
     const second = await backUp(storage, [volume()], { ledger: first.ledger });
-    await (await storage.provider.archive(second.backup.archiveName)).remove();
+    await removeArchive(storage.provider, second.backup.archiveName);
     expect((await backUp(storage, [volume()], { ledger: second.ledger })).plan).toEqual(
       new Map([['drive-scsi0', 'new']]),
     );

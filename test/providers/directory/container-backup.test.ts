@@ -24,6 +24,7 @@ import {
   makeStorage,
   makeTemporary,
   patterned,
+  removeArchive,
 } from './setup.ts';
 
 /** A tree whose tar is what it is given. */
@@ -238,10 +239,10 @@ test('containers and VMs share a store: sweeps and the list take both', async ()
   const one = await backUpContainer(storage, tree);
   const two = await backUpContainer(storage, tree, { vmid: 301 });
   expect(await listNames(provider)).toHaveLength(3);
-  await (await provider.archive(two.backup.archiveName)).remove();
+  await removeArchive(provider, two.backup.archiveName);
   expect(await readdir(join(path, '301'))).toEqual([]);
   expect(await chunkFiles(path)).toHaveLength(1);
-  await (await provider.archive(vm.backup.archiveName)).remove();
+  await removeArchive(provider, vm.backup.archiveName);
   expect(await chunkFiles(path)).toEqual([]);
   await provider.startJob?.({ startTime: new Date() });
   await provider.endJob?.();

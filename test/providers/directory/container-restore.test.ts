@@ -25,7 +25,15 @@ import {
   run,
 } from './containers.ts';
 import { ProgramTree } from './program-tree.ts';
-import { backUp, chunkFiles, MemoryVolume, makeStorage, type Opened, patterned } from './setup.ts';
+import {
+  backUp,
+  chunkFiles,
+  MemoryVolume,
+  makeStorage,
+  type Opened,
+  patterned,
+  removeArchive,
+} from './setup.ts';
 
 /** An archive of a VM, which is removed while something is open: its chunk stays as long as that is so. */
 async function makeVm(storage: Opened) {
@@ -42,7 +50,7 @@ describe('an archive of ours', () => {
     expect(archive.containerMechanism).toBe('tar');
     const opened = await openContainer(provider, backup.archiveName);
     expect(opened.path).toBe(join(path, backup.archiveName, 'archive.tar.zst'));
-    await (await provider.archive(vm.archiveName)).remove();
+    await removeArchive(provider, vm.archiveName);
     expect(await chunkFiles(path)).toHaveLength(1);
     await opened.close();
     await opened.close();
@@ -71,7 +79,7 @@ describe('an archive of ours', () => {
       `archive.tar.zst is damaged: it has ${length - 1} of ${length} bytes`,
     );
     // Whoever wants the store alone gets it.
-    await (await provider.archive(vm.archiveName)).remove();
+    await removeArchive(provider, vm.archiveName);
     expect(await chunkFiles(path)).toEqual([]);
     await truncate(tar, length);
     const directory = join(path, backup.archiveName);
@@ -126,7 +134,7 @@ describe('an archive of Proxmox’s directory example', () => {
     expect(archive.containerMechanism).toBe('tar');
     expect(await restoreTree(provider, example)).toBe(await describeTree(root));
     await expect(archive.restoreVm?.()).rejects.toThrow(/is not of a VM/);
-    await archive.remove();
+    await removeArchive(provider, example);
     expect(await readdir(join(path, '300'))).toEqual([]);
   });
 

@@ -112,7 +112,7 @@ test('after a power failure, chunks of the dead run that have lost their content
   const opened = await (await provider.archive(before.backup.archiveName)).restoreVm?.();
   await provider.startJob?.(job);
   expect((await stat(join(path, partial))).isDirectory()).toBe(true);
-  expect(log.lines).toContainEqual(expect.stringMatching(/what dead ones left stays for the next/));
+  expect(log.lines).toContainEqual(expect.stringMatching(/dead backups left is freed after them/));
   await opened?.close();
   await startJobUntilGone(storage, join(path, partial));
   expect(log.lines).toContain('warn 2 damaged chunks were set aside');

@@ -11,6 +11,7 @@ import {
   makeTemporary,
   openStorage,
   patterned,
+  removeArchive,
   restore,
 } from './setup.ts';
 
@@ -49,6 +50,6 @@ test('a full store: a clear error, nothing listed, earlier archives intact, the 
   const next = await backUp(storage, [new MemoryVolume('drive-scsi0', small)], { vmid: 101 });
   const restored = await restore(provider, next.backup.archiveName, 'drive-scsi0');
   expect(restored.equals(small)).toBe(true);
-  await (await provider.archive(first.backup.archiveName)).remove();
+  await removeArchive(provider, first.backup.archiveName);
   expect((await provider.status()).available).toBeGreaterThan(available);
 });

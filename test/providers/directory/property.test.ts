@@ -11,6 +11,7 @@ import {
   MemoryVolume,
   makeStorage,
   patterned,
+  removeArchive,
   restore,
 } from './setup.ts';
 
@@ -57,7 +58,7 @@ test('after any sequence of backups, lost bitmaps and removals all archives rest
         } else if (each.kind === 'remove') {
           const name = [...archives.keys()][each.which % Math.max(archives.size, 1)];
           if (name === undefined) continue;
-          await (await provider.archive(name)).remove();
+          await removeArchive(provider, name);
           archives.delete(name);
         } else {
           for (const { at, length, seed } of each.writes) {
@@ -82,7 +83,7 @@ test('after any sequence of backups, lost bitmaps and removals all archives rest
       for (const [name, content] of archives) {
         expect((await restore(provider, name, 'drive-scsi0')).equals(content)).toBe(true);
       }
-      for (const name of archives.keys()) await (await provider.archive(name)).remove();
+      for (const name of archives.keys()) await removeArchive(provider, name);
       await provider.endJob?.();
       expect(await chunkFiles(storage.path)).toEqual([]);
     },

@@ -125,6 +125,12 @@ export async function restore(provider: Provider, name: string, device: string):
   }
 }
 
+/** Removes an archive and frees its space, as PVE does one after the other [D7]. */
+export async function removeArchive(provider: Provider, name: string): Promise<void> {
+  await (await provider.archive(name)).remove();
+  await provider.reclaim?.();
+}
+
 /** Names of archives in the list, sorted. */
 export async function listNames(provider: Provider, vmid?: number): Promise<string[]> {
   const infos = await provider.listArchives(vmid === undefined ? {} : { vmid });
