@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto';
 import { join } from 'node:path';
 import * as z from 'zod';
 import { BackupError } from '../../protocol/errors.ts';
@@ -42,14 +43,19 @@ const archiveRecord = z.object({
 
 export type ArchiveRecord = z.output<typeof archiveRecord>;
 
-const maxRecord = 1024 * 1024;
+/** Bytes that archive.json may have. */
+export const maxRecord = 1024 * 1024;
 
 /** Reads what may be damaged, or written by another version. */
 export async function readRecord(layout: Layout, name: string): Promise<ArchiveRecord> {
   const path = join(layout.archive(name), member.record);
-  const text = await readBounded(path, maxRecord);
+  return parseRecord(await readBounded(path, maxRecord), path);
+}
+
+/** `path` is for the error. */
+export function parseRecord(text: Buffer, path: string): ArchiveRecord {
   try {
-    return archiveRecord.parse(JSON.parse(text.toString()));
+    return archiveRecord.parse(JSON.parse(proveText(text.toString())));
   } catch (cause) {
     throw new BackupError(`${path} is damaged or of another version`, { cause });
   }
@@ -67,7 +73,21 @@ export function archiveSizeOf(
   return Object.values(volumes).reduce((sum, volume) => sum + volume.size, 0);
 }
 
+/** The last key of archive.json: the SHA-256 of its text with this in the digest's place. */
+const noDigest = '0'.repeat(64);
+const digestLine = /(?<="sha256": ")[0-9a-f]{64}(?="\n\}\n$)/;
+
+const digestOf = (text: string) => createHash('sha256').update(text).digest('hex');
+
+/** Rejects text that is not what was written: a changed number may still look like one. */
+function proveText(text: string): string {
+  const [digest] = digestLine.exec(text) ?? [];
+  if (digest === digestOf(text.replace(digestLine, noDigest))) return text;
+  throw new Error('its SHA-256 is not what it says itself');
+}
+
 /** The bytes of archive.json. */
 export function encodeRecord(record: ArchiveRecord): string {
-  return `${JSON.stringify(record, null, 2)}\n`;
+  const text = `${JSON.stringify({ ...record, sha256: noDigest }, null, 2)}\n`;
+  return text.replace(digestLine, digestOf(text));
 }

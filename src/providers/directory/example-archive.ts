@@ -9,7 +9,8 @@ import type {
   VmRestore,
   VolumeSizes,
 } from '../../sdk/provider.ts';
-import { describeArchive, StoredArchive } from './archive.ts';
+import { StoredArchive } from './archive.ts';
+import { describeArchive } from './archive-info.ts';
 import { hasMember } from './archive-members.ts';
 import { regularMember } from './container-file.ts';
 import { archiveNames } from './directories.ts';

@@ -1,0 +1,87 @@
+import { closeSync, constants, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
+import { join } from 'node:path';
+import { BackupError } from '../../protocol/errors.ts';
+import type { ArchiveInfo } from '../../sdk/provider.ts';
+import { type ArchiveRecord, archiveSizeOf, maxRecord, parseRecord } from './archive-record.ts';
+import { type Layout, member, type ParsedName } from './layout.ts';
+
+/** Bytes of notes that an archive may have. */
+export const maxNotes = 1024 * 1024;
+
+/**
+ * The small files of an archive. Read without a promise each, which for a list of thousands would take longer
+ * than the files themselves: only to be used where the store has just answered, and not for long at a time.
+ */
+export class ArchiveFiles {
+  readonly #directory: string;
+  readonly #names: ReadonlySet<string>;
+
+  constructor(layout: Layout, name: string) {
+    this.#directory = layout.archive(name);
+    this.#names = new Set(readdirSync(this.#directory));
+  }
+
+  /** True if there is something of that name, whatever it is. */
+  has(file: string): boolean {
+    return this.#names.has(file);
+  }
+
+  path(file: string): string {
+    return join(this.#directory, file);
+  }
+
+  /** The content, undefined if there is none. */
+  read(file: string, limit: number): Buffer | undefined {
+    return this.has(file) ? readBoundedSync(this.path(file), limit) : undefined;
+  }
+}
+
+/** As `readBounded`: no links, no devices, no more than `limit` bytes. */
+function readBoundedSync(path: string, limit: number): Buffer {
+  const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  try {
+    const stats = fstatSync(fd);
+    if (!stats.isFile()) throw new BackupError(`${path} is not a regular file`);
+    if (stats.size > limit) {
+      throw new BackupError(`${path} has ${stats.size} bytes, more than the ${limit} it may have`);
+    }
+    const content = Buffer.allocUnsafe(stats.size);
+    return content.subarray(0, readSync(fd, content, 0, content.length, 0));
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/** What PVE lists of an archive, whichever format it has. */
+export function describeArchive(
+  layout: Layout,
+  name: string,
+  parsed: ParsedName,
+  size: number,
+  files = new ArchiveFiles(layout, name),
+): ArchiveInfo {
+  const { vmid, vmtype, startTime } = parsed;
+  const notes = files.read(member.notes, maxNotes)?.toString('utf8');
+  return {
+    name,
+    vmid,
+    vmtype,
+    startTime,
+    size: Math.max(size, 1),
+    protected: files.has(member.protection),
+    ...(notes !== undefined && { notes }),
+  };
+}
+
+/** The same of an archive of ours, and its record. Throws where there is none. */
+export function readArchive(
+  layout: Layout,
+  name: string,
+  parsed: ParsedName,
+): { record: ArchiveRecord; info: ArchiveInfo } {
+  const files = new ArchiveFiles(layout, name);
+  const path = files.path(member.record);
+  const record = parseRecord(readBoundedSync(path, maxRecord), path);
+  const info = describeArchive(layout, name, parsed, archiveSizeOf(record), files);
+  return { record, info };
+}
