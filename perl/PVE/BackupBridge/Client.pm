@@ -17,6 +17,7 @@ use Socket qw(AF_UNIX MSG_NOSIGNAL PF_UNSPEC SOCK_STREAM);
 use Time::HiRes qw(CLOCK_MONOTONIC clock_gettime);
 
 use PVE::BackupBridge::Manifest;
+use PVE::BackupBridge::Secrets;
 use PVE::BackupBridge::Untaint qw(match);
 
 our $NODE = '/usr/bin/node';
@@ -349,6 +350,7 @@ my sub start($type, $storeid, $scfg) {
         $ours,
         storeid => $storeid,
         scfg => $scfg,
+        secrets => PVE::BackupBridge::Secrets::state($type, $storeid),
         owner => $$,
         pid => $pid,
         start_time => start_time($pid),
@@ -363,7 +365,7 @@ sub new($class, $type, $storeid, $scfg) {
 }
 
 # Ends this process's host of a storage. In a forked child that only drops a descriptor [A5].
-my sub stop($storeid) {
+sub stop($storeid) {
     my $host = delete $hosts->{$storeid} or return;
     return if $host->{owner} != $$;
     request($host, 'shutdown', {}) if $host->{open};
@@ -378,11 +380,13 @@ sub is_starting($self) {
 }
 
 # The host that this process has already, if it is of use.
-my sub find_host($storeid, $scfg) {
+my sub find_host($type, $storeid, $scfg) {
     my $host = $hosts->{$storeid} or return;
     my $is_ours = $host->{owner} == $$;
     move($host, 0) if $is_ours; # it may have left for idleness
-    return $host if $is_ours && !$host->{lost} && ($host->{held} || $host->{scfg} eq $scfg);
+    my $is_current = $host->{held} || $host->{scfg} eq $scfg
+        && $host->{secrets} eq PVE::BackupBridge::Secrets::state($type, $storeid);
+    return $host if $is_ours && !$host->{lost} && $is_current;
     stop($storeid);
     return;
 }
@@ -398,10 +402,10 @@ my sub connect_second($host) {
 
 # The host that is there already, for a call that makes sense with no other. In a namespace a child could
 # neither start one nor kill it [A8].
-my sub find_present($storeid, $scfg) {
+my sub find_present($type, $storeid, $scfg) {
     my $gone = complaint($storeid, 'has ended before its work was done');
     my $host = $hosts->{$storeid} // die $gone;
-    return find_host($storeid, $scfg) // die $gone if $host->{owner} == $$;
+    return find_host($type, $storeid, $scfg) // die $gone if $host->{owner} == $$;
     die $gone if $host->{owner} != getppid() || !defined(fileno($host->{second}));
     return connect_second($host);
 }
@@ -450,7 +454,8 @@ my sub call_host($host, $method, $params, %opts) {
 sub call($self, $method, $params, %opts) {
     my ($type, $storeid) = $self->@{qw(type storeid)};
     my $scfg = $json->encode(as_text($self->{scfg}));
-    my $found = $opts{second} ? find_present($storeid, $scfg) : find_host($storeid, $scfg);
+    my $find = $opts{second} ? \&find_present : \&find_host;
+    my $found = $find->($type, $storeid, $scfg);
     my $host = $found // ($hosts->{$storeid} = start($type, $storeid, $scfg));
     my $id = call_host($host, $method, $params, %opts);
     my $is_unread = $host->{lost} && $host->{unread} && !$host->{ping} && !$host->{heard};

@@ -116,12 +116,18 @@ my sub parse($type, $raw) {
     for my $name (sort keys %$options) {
         about("option '$name'", sub { check_option($properties, $name, $options->{$name}); 1 });
     }
-    $options->{$_} // die "sensitive '$_' is no option\n" for @$sensitive;
+    my $needed = {};
+    for my $name (@$sensitive) {
+        my $traits = $options->{$name} // die "sensitive '$name' is no option\n";
+        $needed->{$name} = 1 if !$traits->{optional};
+        $traits->{optional} = 1; # PVE would look for it in storage.cfg
+    }
     return {
         title => printable($json->{title}),
         properties => $properties,
         options => $options,
         sensitive => { map { $_ => 1 } @$sensitive },
+        needed => $needed, # secrets
         archive_name =>
             about('archive-name', sub { compile_template($json->{'archive-name'}) }),
     };

@@ -12,6 +12,7 @@ use PVE::Storage::Plugin;
 
 use PVE::BackupBridge::Client;
 use PVE::BackupBridge::Manifest;
+use PVE::BackupBridge::Secrets;
 use PVE::BackupBridge::Untaint qw(field match printable);
 
 use base qw(PVE::Storage::Plugin);
@@ -25,7 +26,11 @@ our $POLL_TIMEOUT = 1.8;
 # For so many seconds the last known state stands in for an answer that is late.
 our $STATE_TIMEOUT = 60;
 
+# For all that adding a storage does: PVE gives it 60 under the lock of storage.cfg [D3].
+our $ADD_TIMEOUT = 50;
+
 my $deadlines = {}; # storeid => of the poll under way
+my $adding = {}; # storeid => deadline of the check that follows
 my $states = {}; # storeid => { time, sizes } of the last answers
 
 my sub client($class, $storeid, $scfg) {
@@ -66,6 +71,43 @@ sub options($class) {
     return PVE::BackupBridge::Manifest::load($class->type())->{options};
 }
 
+# Changes of storage.cfg, under its lock [D3].
+
+# Calls the other hooks as functions: PVE's calls go by the class. The check of the connection comes next
+# and shares the time.
+sub on_add_hook($class, $storeid, $scfg, %sensitive) {
+    my $deadline = PVE::BackupBridge::Client::now() + $ADD_TIMEOUT;
+    on_delete_hook($class, $storeid, $scfg); # what a storage of this name had before
+    my $is_done = eval {
+        PVE::BackupBridge::Secrets::update($class->type(), $storeid, \%sensitive, 1);
+        my $tell = sub ($level, $message) { warn "$message\n"; };
+        my %opts = (deadline => $deadline - $POLL_TIMEOUT, log => $tell);
+        call($class, $storeid, $scfg, 'on_add_hook', {}, %opts)
+            // die "the store of '$storeid' was not ready in $ADD_TIMEOUT s: try again\n";
+    };
+    my $err = $@;
+    eval { on_delete_hook($class, $storeid, $scfg) } if !$is_done;
+    die $err if !$is_done;
+    $adding->{$storeid} = $deadline;
+    return undef;
+}
+
+# Of nodes up to version 12. A secret that is deleted has the value undef.
+sub on_update_hook($class, $storeid, $update, %sensitive) {
+    PVE::BackupBridge::Secrets::update($class->type(), $storeid, \%sensitive, 0);
+    return undef;
+}
+
+sub on_update_hook_full($class, $storeid, $scfg, $update, $delete, $sensitive) {
+    return on_update_hook($class, $storeid, $update, %{ $sensitive // {} });
+}
+
+sub on_delete_hook($class, $storeid, $scfg) {
+    PVE::BackupBridge::Client::stop($storeid);
+    PVE::BackupBridge::Secrets::remove($class->type(), $storeid);
+    return undef;
+}
+
 # Names. They are parsed for every entry of every list: without the host [D5].
 
 my sub parse_archive($class, $volname) {
@@ -94,7 +136,8 @@ sub path($class, $scfg, $volname, $storeid, $snapname = undef, @) {
 my sub poll($class, $storeid, $scfg, $method, $is_first) {
     my $now = PVE::BackupBridge::Client::now();
     my $deadline = $deadlines->{$storeid} // 0;
-    $deadline = $now + $POLL_TIMEOUT if $is_first || $deadline + $POLL_TIMEOUT < $now;
+    $deadline = max($now + $POLL_TIMEOUT, delete($adding->{$storeid}) // 0)
+        if $is_first || $deadline + $POLL_TIMEOUT < $now;
     $deadlines->{$storeid} = $deadline;
     my $state = delete $states->{$storeid}; # an error clears it
     my $result = call($class, $storeid, $scfg, $method, {}, deadline => $deadline);
@@ -185,7 +228,14 @@ sub free_image($class, $storeid, $scfg, $volname, @) {
     return undef; # anything true would be run as a worker [D7]
 }
 
-sub activate_volume($class, @) {
+# There is nothing to activate, whatever the hints.
+sub activate_volume($class, $storeid, $scfg, $volname, $snapname = undef, @) {
+    $class->path($scfg, $volname, $storeid, $snapname);
+    return 1;
+}
+
+sub deactivate_storage($class, $storeid, @) {
+    PVE::BackupBridge::Client::stop($storeid);
     return 1;
 }
 
@@ -196,10 +246,10 @@ sub new_backup_provider($class, $scfg, $storeid, $log_function) {
 
 # What only disks can do.
 my @refused = qw(
-    alloc_image clone_image create_base filesystem_path get_identity map_volume qemu_blockdev_options
-    rename_snapshot rename_volume volume_export volume_import volume_qemu_snapshot_method volume_resize
-    volume_rollback_is_possible volume_snapshot volume_snapshot_delete volume_snapshot_info
-    volume_snapshot_rollback
+    alloc_image clone_image create_base filesystem_path find_free_diskname get_identity get_volume_notes
+    map_volume qemu_blockdev_options rename_snapshot rename_volume update_volume_notes volume_export
+    volume_import volume_qemu_snapshot_method volume_resize volume_rollback_is_possible volume_snapshot
+    volume_snapshot_delete volume_snapshot_info volume_snapshot_rollback
 );
 for my $method (@refused) {
     no strict 'refs'; ## no critic (ProhibitNoStrict)
