@@ -42,6 +42,8 @@ my sub call($class, $storeid, $scfg, $method, $params = {}, %opts) {
     return client($class, $storeid, $scfg)->call($method, $params, %opts);
 }
 
+my $print_line = sub ($level, $message) { print("$message\n"); };
+
 my sub call_archive($class, $storeid, $scfg, $method, $volname, %params) {
     my (undef, $name) = $class->parse_volname($volname);
     return call($class, $storeid, $scfg, $method, { %params, volname => "backup/$name" });
@@ -225,7 +227,54 @@ sub free_image($class, $storeid, $scfg, $volname, @) {
     die "cannot remove protected archive '$volname' on '$storeid'\n"
         if $class->get_volume_attribute($scfg, $storeid, $volname, 'protected');
     call_archive($class, $storeid, $scfg, 'free_image', $volname);
-    return undef; # anything true would be run as a worker [D7]
+    # Run by PVE as a worker of its own, after its lock [D7].
+    return sub { call($class, $storeid, $scfg, 'reclaim_space', {}, log => $print_line) };
+}
+
+# What a call died of, undef if it did not. A signal must reach PVE as it came [A3].
+my sub failure($code) {
+    return undef if eval { $code->(); 1 };
+    my $err = $@;
+    die $err if ref($err) || $err =~ m/^(?:interrupted by|received) /;
+    chomp($err);
+    return $err;
+}
+
+sub prune_backups($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $log = undef) {
+    $log //= $print_line;
+    my @backups = grep { !defined($type) || $_->{subtype} eq $type }
+        $class->list_volumes($storeid, $scfg, $vmid, ['backup'])->@*;
+    my (@list, $groups);
+    for my $backup (@backups) {
+        my $entry = { $backup->%{qw(ctime vmid volid)}, type => $backup->{subtype} };
+        $entry->{mark} = 'protected' if $backup->{protected};
+        push @list, $entry;
+        push $groups->{"$entry->{type}/$entry->{vmid}"}->@*, $entry;
+    }
+    PVE::Storage::prune_mark_backup_group($_, $keep) for values %$groups;
+    return \@list if $dryrun;
+
+    my $errors = {};
+    for my $volid (map { $_->{mark} eq 'remove' ? $_->{volid} : () } @list) {
+        $log->('info', "removing backup '$volid'");
+        my $err = failure(
+            sub {
+                my $volname = $volid =~ s/^\Q$storeid\E://r;
+                call_archive($class, $storeid, $scfg, 'free_image', $volname);
+            },
+        );
+        $errors->{$volid} = $err if $err;
+    }
+    my $err = failure(sub { call($class, $storeid, $scfg, 'reclaim_space', {}, log => $log) });
+    $log->('warn', "no space was freed - $err") if $err;
+    return \@list if !%$errors;
+
+    # What another process has removed meanwhile is no failure.
+    my $left = $class->list_volumes($storeid, $scfg, $vmid, ['backup']);
+    my @failed = grep { $errors->{$_} } map { $_->{volid} } @$left;
+    $log->('err', "error when removing backup '$_' - $errors->{$_}") for @failed;
+    die 'error pruning backups: cannot remove ' . join(', ', @failed) . "\n" if @failed;
+    return \@list;
 }
 
 # There is nothing to activate, whatever the hints.
