@@ -4,7 +4,8 @@ const idleMs = 60_000;
 const watchMs = 2_000;
 const endMs = 8_000;
 
-interface Owner {
+/** A process for ever. */
+export interface Owner {
   readonly pid: number;
   /** Clock ticks since boot, field 22 of /proc/PID/stat. */
   readonly startTime: number;

@@ -7,6 +7,7 @@ import type { LogLevel } from '../protocol/model.ts';
 import directoryProvider from '../providers/directory/index.ts';
 import { Channel } from '../rpc/channel.ts';
 import { defineProvider, type ProviderDefinition } from '../sdk/define.ts';
+import { askShimOver } from './ask-shim.ts';
 import { Lifecycle } from './lifecycle.ts';
 import { Session } from './session.ts';
 
@@ -60,7 +61,8 @@ export async function serve(options: {
     if (dropped > 0) channel.notify('log', { level, message: `${dropped} log lines were dropped` });
     channel.notify('log', { level, message });
   };
-  const session = new Session({ root: options.root, definition, lifecycle, notify });
+  const askShim = askShimOver((method, params) => owner.request(method, params));
+  const session = new Session({ root: options.root, definition, lifecycle, notify, askShim });
   lifecycle.onEnd((reason) => session.close(reason));
   const serveOn = (from: keyof typeof calls, channel: Channel, served: readonly Method[]) => {
     for (const method of served) {

@@ -4,8 +4,9 @@ import type { LogLevel } from '../protocol/model.ts';
 import type { ProviderDefinition } from '../sdk/define.ts';
 import type { Logger, Provider, Storage } from '../sdk/provider.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
+import type { AskShim } from './ask-shim.ts';
 import { BackupJob } from './backup.ts';
-import type { Lifecycle } from './lifecycle.ts';
+import type { Lifecycle, Owner } from './lifecycle.ts';
 import { createLogger, openLogFile } from './log.ts';
 import { makeDirectories, parseOptions, readCluster, readSecrets } from './open-storage.ts';
 import { nodePaths } from './paths.ts';
@@ -26,6 +27,9 @@ export interface Context {
   readonly cacheDir: string;
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
+  /** The PVE process that this host belongs to. */
+  readonly owner: Owner;
+  readonly askShim: AskShim;
 }
 
 type OwnMethod = 'open' | 'ping' | 'cancel' | 'shutdown';
@@ -36,6 +40,7 @@ interface SessionOptions {
   readonly definition: ProviderDefinition;
   readonly lifecycle: Lifecycle;
   readonly notify: (level: LogLevel, message: string) => void;
+  readonly askShim: AskShim;
 }
 
 /** Serves one storage: checks every message once, on its way in and out, and hands it to its method. */
@@ -101,9 +106,10 @@ export class Session {
 
   async #open(params: Params<'open'>): Promise<Record<string, never>> {
     if (this.#context !== undefined) throw invalid('open came twice');
-    const { root, definition, lifecycle, notify } = this.#options;
-    const { storeid, scfg, owner } = params;
-    lifecycle.watch({ pid: owner.pid, startTime: owner['start-time'] });
+    const { root, definition, lifecycle, notify, askShim } = this.#options;
+    const { storeid, scfg } = params;
+    const owner = { pid: params.owner.pid, startTime: params.owner['start-time'] };
+    lifecycle.watch(owner);
     const paths = nodePaths(root, storeid);
     const options = parseOptions(definition, scfg);
     const secrets = await readSecrets(definition, paths);
@@ -123,7 +129,8 @@ export class Session {
     const provider = definition.open(storage);
     const { title } = definition;
     const { mounts, cacheDir } = paths;
-    const context = { root, storeid, title, provider, mounts, cacheDir, log, lifecycle };
+    const shared = { root, storeid, title, provider, mounts, cacheDir, log, lifecycle };
+    const context = { ...shared, owner, askShim };
     const job = new BackupJob(context);
     const restores = new Restores(context);
     this.#stack.add('provider', async () => provider.close?.());

@@ -1,8 +1,9 @@
 import { BackupError, messageOf } from '../protocol/errors.ts';
 import type { Params } from '../protocol/methods.ts';
 import type { DeviceName, VmBackup, VolumeSizes, VolumeSource } from '../sdk/provider.ts';
+import { type FileVolume, openFileVolume } from '../toolbox/file-volume.ts';
 import { openLedger, recordBitmaps } from '../toolbox/ledger.ts';
-import { openNbdVolume } from '../toolbox/nbd-volume.ts';
+import { type NbdVolume, openNbdVolume } from '../toolbox/nbd-volume.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
 import { decodeConfigs } from './configs.ts';
 import type { Context } from './session.ts';
@@ -24,20 +25,20 @@ export async function planBitmaps(
 
 /** Runs the backup of a VM. Returns the sizes of the volumes whose bitmap it consumes. */
 export async function runVmBackup(
-  { log }: Context,
+  context: Context,
   backup: VmBackup,
   params: Params<'backup_vm'>,
   signal: AbortSignal,
 ): Promise<VolumeSizes> {
   const stack = new ReleaseStack();
   try {
-    const volumes = await openVolumes(params.volumes, stack, signal);
+    const volumes = await openVolumes(context, params.volumes, stack, signal);
     const limit = params['bandwidth-limit'];
     await backup.run({
       ...decodeConfigs(params),
       volumes,
       ...(limit && { bandwidthLimit: limit }),
-      log,
+      log: context.log,
       signal,
     });
     return withBitmap(volumes);
@@ -59,26 +60,44 @@ export async function noteBitmaps(
 }
 
 async function openVolumes(
+  context: Context,
   volumes: Params<'backup_vm'>['volumes'],
   stack: ReleaseStack,
   signal: AbortSignal,
 ): Promise<Map<DeviceName, VolumeSource>> {
   const sources = new Map<DeviceName, VolumeSource>();
   for (const [device, volume] of Object.entries(volumes)) {
-    if (!('nbd-path' in volume))
-      throw new BackupError(`${device} comes by another mechanism than nbd`);
-    const source = await openNbdVolume({
-      device,
-      size: volume.size,
-      socketPath: volume['nbd-path'],
-      bitmapMode: volume['bitmap-mode'],
-      bitmapName: volume['bitmap-name'] ?? null,
-      signal,
-    });
-    stack.add(`NBD connection of ${device}`, () => source.close());
+    const source = await openVolume(context, device, volume, signal);
+    stack.add(`volume ${device}`, () => source.close());
     sources.set(device, source);
   }
   return sources;
+}
+
+/** By the mechanism that its keys tell [B7]. */
+function openVolume(
+  { owner, askShim }: Context,
+  device: DeviceName,
+  volume: Params<'backup_vm'>['volumes'][string],
+  signal: AbortSignal,
+): Promise<NbdVolume | FileVolume> {
+  const base = { device, size: volume.size, bitmapMode: volume['bitmap-mode'], signal };
+  if ('nbd-path' in volume) {
+    const bitmapName = volume['bitmap-name'] ?? null;
+    return openNbdVolume({ ...base, socketPath: volume['nbd-path'], bitmapName });
+  }
+  return openFileVolume({
+    ...base,
+    owner,
+    path:
+      'block-device' in volume
+        ? volume['block-device']
+        : `/proc/${owner.pid}/fd/${volume['file-descriptor']}`,
+    nextRegions: (max) => askShim('volume_next_dirty_regions', { device, max }, signal),
+    deallocate: async (offset, length) => {
+      await askShim('volume_deallocate', { device, offset, length }, signal);
+    },
+  });
 }
 
 function withBitmap(volumes: ReadonlyMap<DeviceName, VolumeSource>): VolumeSizes {

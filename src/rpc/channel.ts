@@ -27,6 +27,7 @@ export class Channel {
   readonly #onClose: (reason: Error) => void;
   readonly #dropsGarbage: boolean;
   #dropped = 0;
+  #requests = 0;
   #closed = false;
 
   /** With `dropsGarbage` a line that is no JSON is passed over: its writer was killed in the middle of it. */
@@ -46,7 +47,11 @@ export class Channel {
     };
     this.#peer = new JSONRPCServerAndClient(
       server,
-      new JSONRPCClient((message) => this.#send(message)),
+      // Texts: Perl may turn a number into one.
+      new JSONRPCClient(
+        (message) => this.#send(message),
+        () => `host-${++this.#requests}`,
+      ),
     );
     stream.on('data', (chunk: Buffer) => this.#receive(chunk));
     stream.on('end', () => this.close(new Error('the shim has closed the connection')));
@@ -56,6 +61,12 @@ export class Channel {
   /** Answers requests of this method with what `handler` resolves to. */
   serve(method: string, handler: (params: unknown) => Promise<unknown>): void {
     this.#peer.addMethod(method, handler);
+  }
+
+  /** Asks the shim; rejects with its error, or when the channel closes. */
+  async request(method: string, params: object): Promise<unknown> {
+    if (this.#closed) throw new Error('the connection is closed');
+    return this.#peer.request(method, params);
   }
 
   /** Sends a notification, unless so much is queued that it would have to wait: then it is counted. */

@@ -8,10 +8,10 @@ export function isAnswer(error: unknown): error is NbdError {
   return error instanceof NbdError && answers.has(error.code);
 }
 
-/** An error of QEMU's snapshot access, for people. */
+/** An error of QEMU's snapshot access, over NBD or as a file, for people [E7]. */
 export function explained(error: unknown, text: string): BackupError {
   if (isBackupError(error)) return error;
-  const broken = error instanceof NbdError && error.code === 'EINVAL';
+  const broken = (error as { code?: unknown }).code === 'EINVAL';
   const reason = broken
     ? "QEMU's snapshot is broken, most likely because the fleecing image is full; free space on the" +
       ' fleecing storage or choose a larger one, then run the backup again'

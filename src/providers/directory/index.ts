@@ -16,6 +16,14 @@ const options = {
           'container is compressed with zstd, or not at all with none.',
       ),
   ),
+  'bridge-dir-mechanism': changeable(
+    z
+      .enum(['nbd', 'file-handle'])
+      .default('nbd')
+      .describe(
+        "How the disks of VMs are read: from QEMU's NBD server, or from files that PVE makes of it.",
+      ),
+  ),
   'bridge-dir-shared-with-cluster': changeable(
     z
       .string()

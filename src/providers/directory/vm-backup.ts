@@ -3,12 +3,17 @@ import type { BitmapLedger, VmBackup, VmBackupInput, VolumeSizes } from '../../s
 import { type Base, findBases } from './base-archive.ts';
 import { copyVolumes } from './copy-volumes.ts';
 import type { RunDirectory } from './run-directory.ts';
-import { type Stored, StoredBackup } from './stored-backup.ts';
+import { type Reservation, type Stored, StoredBackup } from './stored-backup.ts';
 
 /** The backup of one VM into the store: an index of chunks per disk. */
 export class DirectoryVmBackup extends StoredBackup<VmBackupInput> implements VmBackup {
-  readonly mechanism = 'nbd';
+  readonly mechanism: VmBackup['mechanism'];
   #bases = new Map<string, Base>();
+
+  constructor(reservation: Reservation, mechanism: VmBackup['mechanism']) {
+    super(reservation);
+    this.mechanism = mechanism;
+  }
 
   async planBitmaps(
     volumes: VolumeSizes,

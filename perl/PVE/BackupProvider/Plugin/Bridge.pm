@@ -16,6 +16,7 @@ use PVE::Tools;
 use PVE::BackupBridge::Client;
 use PVE::BackupBridge::Manifest;
 use PVE::BackupBridge::Untaint qw(field match);
+use PVE::BackupBridge::Volumes;
 
 use base qw(PVE::BackupProvider::Plugin::Base);
 
@@ -139,12 +140,9 @@ sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
     my $bitmap_id = delete $self->{bitmap_ids}->{$vmid};
     plan_bitmap($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
     my $params = encode_guest($guest_config, $info);
-    for my $device (keys %$volumes) {
-        my $volume = $volumes->{$device};
-        my $encoded = { map { $_ => $volume->{$_} } qw(bitmap-mode bitmap-name nbd-path) };
-        $params->{volumes}->{$device} = { %$encoded, size => int($volume->{size}) };
-    }
-    call_guest($self, 'backup_vm', $vmid, $params);
+    $params->{volumes} = PVE::BackupBridge::Volumes::encode($volumes);
+    my $requests = PVE::BackupBridge::Volumes::requests($volumes);
+    call_guest($self, 'backup_vm', $vmid, $params, requests => $requests);
     return;
 }
 
