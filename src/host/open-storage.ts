@@ -49,7 +49,7 @@ export async function readSecrets(
   for (const [name, option] of Object.entries(definition.options)) {
     if (!option.secret) continue;
     const text = await readFile(paths.secretFile(name), 'utf8').catch((cause: unknown) => {
-      if (option.optional) return undefined;
+      if (option.optional && (cause as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
       throw new BackupError(`cannot read the secret '${name}': set it with pvesm set --${name}`, {
         cause,
       });
