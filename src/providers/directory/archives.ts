@@ -1,7 +1,6 @@
-import { BackupError, messageOf } from '../../protocol/errors.ts';
-import type { Archive, ArchiveInfo } from '../../sdk/provider.ts';
+import { BackupError } from '../../protocol/errors.ts';
+import type { Archive } from '../../sdk/provider.ts';
 import { openBridgeArchive } from './archive.ts';
-import { archiveNames } from './directories.ts';
 import { openExampleArchive } from './example-archive.ts';
 import { codeOf } from './files.ts';
 import { parseArchiveName } from './layout.ts';
@@ -18,17 +17,4 @@ export async function openArchive(store: Store, name: string): Promise<Archive> 
     if (codeOf(cause) !== 'ENOENT' && codeOf(cause) !== 'ENOTDIR') throw cause;
     throw new BackupError(`there is no archive ${name} in ${store.layout.path}`, { cause });
   }
-}
-
-/** All archives that can be read; a damaged one must not hide the others. */
-export async function listArchives(store: Store, vmid?: number): Promise<ArchiveInfo[]> {
-  const infos: ArchiveInfo[] = [];
-  for await (const name of archiveNames(store.layout, vmid)) {
-    try {
-      infos.push((await openArchive(store, name)).info);
-    } catch (error) {
-      store.log.debug(`archive ${name} is not listed: ${messageOf(error)}`);
-    }
-  }
-  return infos;
 }

@@ -22,12 +22,16 @@ async function directoriesIn(path: string): Promise<string[]> {
   return (await entriesOf(path)).filter((entry) => entry.isDirectory()).map(({ name }) => name);
 }
 
+/** The guests that have a directory. */
+export async function guestsIn(layout: Layout): Promise<number[]> {
+  const names = await directoriesIn(layout.path);
+  return names.filter((name) => isGuest.test(name)).map(Number);
+}
+
 /** `VMID/NAME` of each directory of each guest: archives and what may become or has been one. */
 async function* guestEntries(layout: Layout, vmid?: number): AsyncGenerator<string> {
-  const guests = vmid === undefined ? await directoriesIn(layout.path) : [String(vmid)];
-  for (const guest of guests) {
-    if (!isGuest.test(guest)) continue;
-    for (const name of await directoriesIn(layout.guest(Number(guest)))) yield join(guest, name);
+  for (const guest of vmid === undefined ? await guestsIn(layout) : [vmid]) {
+    for (const name of await directoriesIn(layout.guest(guest))) yield join(String(guest), name);
   }
 }
 

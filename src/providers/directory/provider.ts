@@ -10,7 +10,8 @@ import type {
   Storage,
   VmBackup,
 } from '../../sdk/provider.ts';
-import { listArchives, openArchive } from './archives.ts';
+import { ArchiveCache } from './archive-cache.ts';
+import { openArchive } from './archives.ts';
 import { DirectoryContainerBackup } from './container-backup.ts';
 import { type Sync, storeError, syncFileSystem } from './files.ts';
 import { collectLeftovers, deleteHidden } from './leftovers.ts';
@@ -34,6 +35,7 @@ const roomyShare = 0.1;
 /** Archives in a directory: a local disk, an NFS or CIFS mount. */
 export class DirectoryProvider implements Provider {
   readonly #store: Store;
+  readonly #archives: ArchiveCache;
   readonly #tool: string;
   readonly #mechanism: VmBackup['mechanism'];
   /** Backups that may have to be cleaned up when the host ends. */
@@ -57,6 +59,7 @@ export class DirectoryProvider implements Provider {
       cacheDir,
       signal,
     });
+    this.#archives = new ArchiveCache(this.#store);
   }
 
   async status(): Promise<{ total: number; used: number; available: number }> {
@@ -67,7 +70,7 @@ export class DirectoryProvider implements Provider {
 
   async listArchives(filter: { vmid?: number }): Promise<ArchiveInfo[]> {
     await this.#store.check();
-    return listArchives(this.#store, filter.vmid);
+    return this.#archives.list(filter.vmid);
   }
 
   async archive(name: string): Promise<Archive> {
