@@ -1,9 +1,11 @@
 import { closeSync, constants, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
 import { join } from 'node:path';
-import { BackupError } from '../../protocol/errors.ts';
+import { BackupError, isBackupError } from '../../protocol/errors.ts';
 import type { ArchiveInfo } from '../../sdk/provider.ts';
 import { type ArchiveRecord, archiveSizeOf, maxRecord, parseRecord } from './archive-record.ts';
+import { codeOf } from './files.ts';
 import { type Layout, member, type ParsedName } from './layout.ts';
+import { maxVerification, parseVerification } from './verify-result.ts';
 
 /** Bytes of notes that an archive may have. */
 export const maxNotes = 1024 * 1024;
@@ -62,6 +64,7 @@ export function describeArchive(
 ): ArchiveInfo {
   const { vmid, vmtype, startTime } = parsed;
   const notes = files.read(member.notes, maxNotes)?.toString('utf8');
+  const verification = parseVerification(() => files.read(member.verification, maxVerification));
   return {
     name,
     vmid,
@@ -70,18 +73,33 @@ export function describeArchive(
     size: Math.max(size, 1),
     protected: files.has(member.protection),
     ...(notes !== undefined && { notes }),
+    ...(verification !== undefined && { verification }),
   };
 }
 
-/** The same of an archive of ours, and its record. Throws where there is none. */
+/**
+ * The same of an archive of ours, and its record, or what is wrong with that: the archive is listed all the same, so
+ * that somebody sees and removes it. Throws where there is none.
+ */
 export function readArchive(
   layout: Layout,
   name: string,
   parsed: ParsedName,
-): { record: ArchiveRecord; info: ArchiveInfo } {
+): { record: ArchiveRecord | BackupError; info: ArchiveInfo } {
   const files = new ArchiveFiles(layout, name);
   const path = files.path(member.record);
-  const record = parseRecord(readBoundedSync(path, maxRecord), path);
-  const info = describeArchive(layout, name, parsed, archiveSizeOf(record), files);
-  return { record, info };
+  try {
+    const record = parseRecord(readBoundedSync(path, maxRecord), path);
+    const info = describeArchive(layout, name, parsed, archiveSizeOf(record), files);
+    return { record, info };
+  } catch (error) {
+    const isItsOwn =
+      isBackupError(error) || ['ENOENT', 'ELOOP', 'EIO'].includes(codeOf(error) ?? '');
+    // An empty directory is no archive.
+    if (!isItsOwn || !files.has(member.guestConfig)) throw error;
+    const info = describeArchive(layout, name, parsed, 0, files);
+    const text = `archive ${name} has no ${member.record} that can be read: remove it`;
+    const record = isBackupError(error) ? error : new BackupError(text, { cause: error });
+    return { record, info };
+  }
 }

@@ -1,6 +1,6 @@
 import { rename, unlink } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { BackupError } from '../../protocol/errors.ts';
+import { BackupError, isBackupError } from '../../protocol/errors.ts';
 import type {
   Archive,
   ArchiveInfo,
@@ -18,6 +18,7 @@ import { collectStaleMounts } from './squashfs-mount.ts';
 import { restoreWaitMs, type Store } from './store.ts';
 import { wantSweep } from './sweep.ts';
 import { touchGuest } from './touch-guest.ts';
+import { verifyArchive } from './verify-archive.ts';
 import { openRestore } from './vm-restore.ts';
 
 /** What every archive of the store can do; how its disks lie there is the subclass's. */
@@ -120,11 +121,17 @@ export abstract class StoredArchive implements Archive {
 
 /** An archive of ours: disks are indexes of chunks, containers are tars. */
 class BridgeArchive extends StoredArchive {
-  readonly #record: ArchiveRecord;
+  readonly #found: ArchiveRecord | BackupError;
 
-  constructor(store: Store, info: ArchiveInfo, record: ArchiveRecord) {
+  /** `found` instead of a record: why there is none. */
+  constructor(store: Store, info: ArchiveInfo, found: ArchiveRecord | BackupError) {
     super(store, info, 'tar');
-    this.#record = record;
+    this.#found = found;
+  }
+
+  get #record(): ArchiveRecord {
+    if (isBackupError(this.#found)) throw this.#found;
+    return this.#found;
   }
 
   protected openVm(): Promise<VmRestore> {
@@ -141,6 +148,10 @@ class BridgeArchive extends StoredArchive {
       if (container === undefined) throw new BackupError(`archive ${info.name} has no tar`);
       return { path: await proveTar(store.layout, info.name, container), close };
     });
+  }
+
+  verify(options: Parameters<NonNullable<Archive['verify']>>[0]): Promise<string[]> {
+    return verifyArchive(this.store, this.info.name, options);
   }
 
   /** Opens a restore that shares the lock of the store until it calls `release`. */

@@ -1,9 +1,11 @@
+import { readdir } from 'node:fs/promises';
 import { messageOf } from '../../protocol/errors.ts';
 import type { BitmapLedger } from '../../sdk/provider.ts';
 import { hasMember, readIndex } from './archive-members.ts';
 import { readRecord } from './archive-record.ts';
 import { archiveNames } from './directories.ts';
-import type { DiskIndex } from './disk-index.ts';
+import { chunkLength, type DiskIndex } from './disk-index.ts';
+import { ifMissing } from './files.ts';
 import { member, parseArchiveName } from './layout.ts';
 import type { Store } from './store.ts';
 
@@ -25,6 +27,19 @@ async function newestFirst(store: Store, vmid: number): Promise<string[]> {
   return found.sort((a, b) => b.time - a.time).map(({ name }) => name);
 }
 
+/** True if it names a chunk that was set aside while its backup ran, and that nobody has written since. */
+async function lacksChunk({ layout, chunks }: Store, index: DiskIndex): Promise<boolean> {
+  const aside = await readdir(layout.damagedChunks).catch(ifMissing);
+  const names = new Set(aside?.map((name) => name.replace(/\.br$/, '')));
+  if (names.size === 0) return false;
+  for (let position = 0; position < index.count; position++) {
+    const hex = index.digest(position).toString('hex');
+    if (!names.has(hex)) continue;
+    if ((await chunks.find(hex, chunkLength(index.size, position))) === undefined) return true;
+  }
+  return false;
+}
+
 /**
  * The newest archive that has the device, if it is the very one that the bitmap counts from, and whole. What
  * cannot be read might have the device, so it ends the search: in doubt all is read anew [B15].
@@ -42,7 +57,8 @@ async function findBase(
     if (volume === undefined) continue;
     if (volume.size !== size || !ledger.holds(device, size, record.archiveId)) return undefined;
     if (await hasMember(store.layout, name, member.damaged)) return undefined;
-    return { name, index: await readIndex(store.layout, name, device, record) };
+    const index = await readIndex(store.layout, name, device, record);
+    return (await lacksChunk(store, index)) ? undefined : { name, index };
   }
   return undefined;
 }

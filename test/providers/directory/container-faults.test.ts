@@ -9,6 +9,7 @@ import {
   beginContainer,
   describeTree,
   makeRoot,
+  never,
   restoreTree,
   run,
 } from './containers.ts';
@@ -163,7 +164,7 @@ test('the end of the host in the middle leaves nothing, and no sweep to do', asy
   expect(await readdir(join(path, '.pve-backup-bridge'))).not.toContain('sweep-wanted');
 });
 
-test('a damaged archive.json: not listed, and no restore of it', async () => {
+test('a damaged archive.json: listed, but no restore of it', async () => {
   const storage = await makeStorage();
   const { provider, path } = storage;
   const tree = new ProgramTree(await makeRoot());
@@ -177,7 +178,8 @@ test('a damaged archive.json: not listed, and no restore of it', async () => {
   ]) {
     expect(damaged).not.toBe(text);
     await writeFile(file, damaged);
-    expect(await listNames(provider)).toEqual([]);
-    await expect(provider.archive(backup.archiveName)).rejects.toThrow(/archive.json is damaged/);
+    expect(await listNames(provider)).toEqual([backup.archiveName]);
+    const archive = await provider.archive(backup.archiveName);
+    await expect(archive.restoreContainer?.(never)).rejects.toThrow(/archive.json is damaged/);
   }
 });
