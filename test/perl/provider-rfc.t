@@ -160,6 +160,38 @@ is(
 ok(!grep({ $_ eq 'backup_vm' } methods()->@*), 'nothing is backed up');
 isnt((back_up('new', 'drive-scsi0' => 6144))[0], 'old-id', 'the next backup gets a new bitmap');
 
+# A block device is a path, whose dirty regions are the caller's to tell.
+recorded(sub ($provider) {
+    id_of($provider);
+    my $regions = [[0, 4096]];
+    my $volume = {
+        size => '4096',
+        'bitmap-mode' => 'new',
+        path => '/dev/loop7',
+        'next-dirty-region' => sub { return (shift(@$regions) // [])->@* },
+    };
+    my $disk = { 'drive-scsi0' => $volume };
+    no warnings 'redefine';
+    my $told;
+    my $call = \&PVE::BackupBridge::Client::call;
+    local *PVE::BackupBridge::Client::call = sub ($self, $method, $params, %opts) {
+        $told = $opts{requests}->{volume_next_dirty_regions}
+            ->({ device => 'drive-scsi0', max => 10 }) if $opts{requests};
+        return $call->($self, $method, $params, %opts);
+    };
+    $provider->backup_vm('100', '', $disk, {});
+    is_deeply(
+        $sent[-1]->[1]->{volumes},
+        {
+            'drive-scsi0' =>
+                { size => 4096, 'bitmap-mode' => 'new', 'block-device' => '/dev/loop7' }
+        },
+        'B7: a block device',
+    );
+    is_deeply($told, [[0, 4096]], 'B7: and its dirty regions');
+    ok(!exists($volume->{'block-device'}), 'what is the caller\'s stays as it was');
+});
+
 # Released callers ask for themselves.
 recorded(sub ($provider) {
     is(scalar($provider->backup_get_mechanism(100, 'qemu')), 'nbd', 'B5: a scalar');

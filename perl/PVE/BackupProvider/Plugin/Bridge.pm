@@ -105,19 +105,24 @@ my sub bitmap_id($self, $vmid) {
     return $is_usable ? $id : "$self->{client}->{storeid}-" . time();
 }
 
-# Its callers do not ask backup_vm_query_incremental. The file comes first: a backup that fails here gets a new
-# bitmap next time, as nothing of a clean area can be read now [E3].
-my sub plan_bitmap($self, $vmid, $volumes, $id) {
+# Its callers do not ask backup_vm_query_incremental, and a block device is a path of theirs. The file comes first:
+# a backup that fails here gets a new bitmap next time, as nothing of a clean area can be read now [E3].
+my sub adopt_volumes($self, $vmid, $volumes, $id) {
     my $file = bitmap_file($self, $vmid);
-    make_path(dirname($file), { mode => 0700 });
+    make_path(dirname($file), { mode => oct('700') });
     my @sizes = map { $_ => int($volumes->{$_}->{size}) } keys %$volumes;
     PVE::Tools::file_set_contents($file, join(' ', $id, @sizes));
     my $plan = $self->backup_vm_query_incremental($vmid, $volumes);
-    for my $device (grep { $volumes->{$_}->{'bitmap-mode'} eq 'reuse' } keys %$volumes) {
+    my $adopted = {};
+    for my $device (keys %$volumes) {
+        my $volume = $volumes->{$device};
         die "$device was resized, or its last backup is gone: start again to read all of it\n"
-            if ($plan->{$device} // '') ne 'use';
+            if $volume->{'bitmap-mode'} eq 'reuse' && ($plan->{$device} // '') ne 'use';
+        my @path =
+            defined($volume->{path}) ? ('block-device' => match('path', $volume->{path})) : ();
+        $adopted->{$device} = { %$volume, @path };
     }
-    return;
+    return $adopted;
 }
 
 sub backup_get_mechanism($self, $vmid, $vmtype) {
@@ -138,7 +143,7 @@ sub backup_vm_query_incremental($self, $vmid, $volumes) {
 
 sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
     my $bitmap_id = delete $self->{bitmap_ids}->{$vmid};
-    plan_bitmap($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
+    $volumes = adopt_volumes($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
     my $params = encode_guest($guest_config, $info);
     $params->{volumes} = PVE::BackupBridge::Volumes::encode($volumes);
     my $requests = PVE::BackupBridge::Volumes::requests($volumes);
@@ -228,8 +233,8 @@ my sub device_name(@args) {
 }
 
 sub restore_vm_volume_init($self, $volname, @args) {
-    my $result =
-        call_archive($self, 'restore_vm_volume_init', $volname, device_name(@args));
+    my $params = device_name(@args);
+    my $result = call_archive($self, 'restore_vm_volume_init', $volname, $params);
     return { 'qemu-img-path' => field('path', $result, 'qemu-img-path') };
 }
 
