@@ -175,15 +175,24 @@ sub status($class, $storeid, $scfg, @) {
 my sub encode_info($class, $storeid, $entry) {
     my $volname = field('text', $entry, 'volname');
     my $archive = parse_archive($class, $volname) // return;
+    my $verification = $entry->{verification};
+    # Instead of the exact one, where PVE knows it.
+    my $is_guess = $entry->{'approximate-size'} && $class->api() >= 15;
     return {
         volid => "$storeid:backup/$archive->{name}",
         content => 'backup',
         $archive->%{qw(format vmid)},
         subtype => $archive->{vmtype},
-        size => field('size', $entry),
+        ($is_guess ? 'approximate-size' : 'size') => field('size', $entry),
         ctime => field('time', $entry, 'ctime'),
         protected => $entry->{protected} ? 1 : 0,
-        length($entry->{notes} // '') ? (notes => match('text', $entry->{notes})) : (),
+        (
+            map { $_ => field('text', $entry, $_) }
+                grep { length($entry->{$_}) } qw(notes encrypted)
+        ),
+        $verification
+        ? (verification => { map { $_ => field('text', $verification, $_) } qw(state upid) })
+        : (),
     };
 }
 
