@@ -1,3 +1,4 @@
+import { BackupError } from '../protocol/errors.ts';
 import type { Handlers } from '../protocol/methods.ts';
 import type { VolumeInfo } from '../protocol/model.ts';
 import type { ArchiveInfo } from '../sdk/provider.ts';
@@ -14,6 +15,7 @@ type StorageMethod =
   | 'update_volume_attribute'
   | 'free_image'
   | 'reclaim_space'
+  | 'get_identity'
   | 'on_add_hook'
   | 'verify';
 
@@ -32,17 +34,29 @@ function volumeInfo(info: ArchiveInfo): VolumeInfo {
   };
 }
 
+/** `work`, but who asks while it is under way gets the same answer: what hangs must not pile up [A12]. */
+function oneAtATime<T>(work: () => Promise<T>): () => Promise<T> {
+  let running: Promise<T> | undefined;
+  return () => {
+    running ??= work().finally(() => {
+      running = undefined;
+    });
+    return running;
+  };
+}
+
 /** What the storage plugin asks [D4 to D8]. */
 export function storageHandlers(context: Context): Pick<Handlers, StorageMethod> {
   const { provider } = context;
   const archive = (volname: string) => archiveOf(provider, volname);
+  const askStatus = oneAtATime(async () => provider.status());
   return {
     check_connection: async () => {
-      await provider.status();
+      await askStatus();
       return {};
     },
     status: async () => {
-      const { total, used, available } = await provider.status();
+      const { total, used, available } = await askStatus();
       return { total, used, avail: available };
     },
     list_volumes: async ({ vmid }) => {
@@ -70,6 +84,11 @@ export function storageHandlers(context: Context): Pick<Handlers, StorageMethod>
     reclaim_space: async () => {
       await provider.reclaim?.();
       return {};
+    },
+    get_identity: async () => {
+      const identity = await provider.identity?.();
+      if (identity === undefined) throw new BackupError(`${context.title} has no identity to tell`);
+      return { identity };
     },
     on_add_hook: async () => {
       await provider.setUp?.();

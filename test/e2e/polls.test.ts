@@ -1,20 +1,11 @@
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
-import { PveNode, type PveProgram } from '../../fixtures/pve/pve-node.ts';
+import { PveNode } from '../../fixtures/pve/pve-node.ts';
 import { hostPids } from './support/leftovers.ts';
+import { mostSeconds, Pvestatd } from './support/pvestatd.ts';
 import { VendorInstall } from './support/vendor.ts';
-
-const program = '../../../test/e2e/support/pvestatd.pl';
-/** All storages of a node are asked one after the other: a second for Perl and a busy machine [A12]. */
-const mostSeconds = 2.5;
-
-interface Poll {
-  readonly seconds: number;
-  readonly info: Readonly<Record<string, { active: number; total: number; used: number }>>;
-}
 
 /** How `status` of the provider hangs for as long as a file is there. */
 const hangs = {
@@ -26,8 +17,7 @@ const hangs = {
 describe.each(Object.entries(hangs))('a store whose provider %s', (_, hang) => {
   let vendor: VendorInstall;
   let node: PveNode;
-  let pvestatd: PveProgram;
-  let answers: AsyncIterator<string>;
+  let pvestatd: Pvestatd;
   let flag: string;
 
   beforeEach(async () => {
@@ -49,50 +39,29 @@ describe.each(Object.entries(hangs))('a store whose provider %s', (_, hang) => {
       await mkdir(path);
       await node.addStorage(storeid, type, { path, content: 'backup' });
     }
-    pvestatd = node.run(program, []);
-    answers = createInterface({ input: pvestatd.stdout })[Symbol.asyncIterator]();
+    pvestatd = new Pvestatd(node);
   });
   afterEach(async () => {
     await rm(flag, { force: true });
-    pvestatd.stdin.end();
-    const { exitCode } = await pvestatd;
+    await pvestatd.end();
     await node.destroy();
     await vendor.remove();
-    expect(exitCode).toBe(0);
   });
 
-  async function poll(): Promise<Poll> {
-    pvestatd.stdin.write('\n');
-    const { value, done } = await answers.next();
-    if (done) throw new Error('pvestatd has ended');
-    return JSON.parse(value) as Poll;
-  }
-
-  /** Polls until the store is active, each time soon enough; a busy machine starts hosts slowly. */
-  async function pollUntilActive(): Promise<void> {
-    for (let count = 0; ; count++) {
-      const { seconds, info } = await poll();
-      expect(seconds).toBeLessThan(mostSeconds * 2);
-      if (info.hung?.active === 1 && info.vault?.active === 1) return;
-      expect(count).toBeLessThan(5);
-      await sleep(200);
-    }
-  }
-
   test('A12: holds up poll after poll for 2 s at most, and is back once it answers', async () => {
-    await pollUntilActive();
+    await pvestatd.pollUntilActive();
     const hosts = await hostPids(node.root);
     expect(hosts).toHaveLength(2);
     await writeFile(flag, '');
     for (let count = 0; count < 4; count++) {
-      const { seconds, info } = await poll();
+      const { seconds, info } = await pvestatd.poll();
       expect(seconds).toBeLessThan(mostSeconds);
       // the last known state stands in for the late answer
       expect(info).toMatchObject({ hung: { active: 1, used: 400 }, vault: { active: 1 } });
     }
     await rm(flag);
     await sleep(200);
-    const { seconds, info } = await poll();
+    const { seconds, info } = await pvestatd.poll();
     expect(seconds).toBeLessThan(1);
     expect(info).toMatchObject({ hung: { active: 1, used: 400 }, vault: { active: 1 } });
     expect(await hostPids(node.root)).toEqual(hosts);
@@ -100,16 +69,16 @@ describe.each(Object.entries(hangs))('a store whose provider %s', (_, hang) => {
 
   test('A12: from the start, it is inactive, the other is not, and it comes up later', async () => {
     await writeFile(flag, '');
-    await poll(); // starts the hosts
+    await pvestatd.poll(); // starts the hosts
     for (let count = 0; count < 3; count++) {
-      const { seconds, info } = await poll();
+      const { seconds, info } = await pvestatd.poll();
       expect(seconds).toBeLessThan(mostSeconds);
       expect(info).toMatchObject({ hung: { active: 0, total: 0 }, vault: { active: 1 } });
     }
     const hosts = await hostPids(node.root);
     expect(hosts).toHaveLength(2);
     await rm(flag);
-    await pollUntilActive();
+    await pvestatd.pollUntilActive();
     expect(await hostPids(node.root)).toEqual(hosts);
   });
 });

@@ -23,6 +23,8 @@ use constant MAX_APIVER => 15;
 
 # Seconds for one poll: check_connection, activate_storage and status together [A12].
 our $POLL_TIMEOUT = 1.8;
+# The same while the last one still has no answer: the other storages wait meanwhile.
+our $LATE_TIMEOUT = 0.2;
 # For so many seconds the last known state stands in for an answer that is late.
 our $STATE_TIMEOUT = 60;
 
@@ -30,6 +32,7 @@ our $STATE_TIMEOUT = 60;
 our $ADD_TIMEOUT = 50;
 
 my $deadlines = {}; # storeid => of the poll under way
+my $late = {}; # storeid => 1 if the last answer was late
 my $adding = {}; # storeid => deadline of the check that follows
 my $states = {}; # storeid => { time, sizes } of the last answers
 
@@ -137,12 +140,15 @@ sub path($class, $scfg, $volname, $storeid, $snapname = undef, @) {
 # The answer, undef if it is late. The methods of one poll share a deadline, which the first one sets.
 my sub poll($class, $storeid, $scfg, $method, $is_first) {
     my $now = PVE::BackupBridge::Client::now();
+    my $is_hung = delete($late->{$storeid}) && !client($class, $storeid, $scfg)->is_starting();
+    my $timeout = $is_hung ? $LATE_TIMEOUT : $POLL_TIMEOUT;
     my $deadline = $deadlines->{$storeid} // 0;
-    $deadline = max($now + $POLL_TIMEOUT, delete($adding->{$storeid}) // 0)
+    $deadline = max($now + $timeout, delete($adding->{$storeid}) // 0)
         if $is_first || $deadline + $POLL_TIMEOUT < $now;
     $deadlines->{$storeid} = $deadline;
     my $state = delete $states->{$storeid}; # an error clears it
     my $result = call($class, $storeid, $scfg, $method, {}, deadline => $deadline);
+    $late->{$storeid} = !$result;
     $state = { %{ $state // {} }, time => $now } if $result;
     $states->{$storeid} = $state if $state && $state->{time} + $STATE_TIMEOUT >= $now;
     return $result;
@@ -202,6 +208,11 @@ sub list_volumes($class, $storeid, $scfg, $vmid, $content_types) {
     my $entries = call($class, $storeid, $scfg, 'list_volumes', $params);
     die "the backup host returned no list\n" if ref($entries) ne 'ARRAY';
     return [map { encode_info($class, $storeid, $_) } @$entries];
+}
+
+# Of the store, since version 14.
+sub get_identity($class, $scfg, $storeid) {
+    return field('text', call($class, $storeid, $scfg, 'get_identity'), 'identity');
 }
 
 sub list_images($class, @) {
@@ -304,8 +315,8 @@ sub new_backup_provider($class, $scfg, $storeid, $log_function) {
 
 # What only disks can do.
 my @refused = qw(
-    alloc_image clone_image create_base filesystem_path find_free_diskname get_identity get_volume_notes
-    map_volume qemu_blockdev_options rename_snapshot rename_volume update_volume_notes volume_export
+    alloc_image clone_image create_base filesystem_path find_free_diskname get_volume_notes map_volume
+    qemu_blockdev_options rename_snapshot rename_volume update_volume_notes volume_export
     volume_import volume_qemu_snapshot_method volume_resize volume_rollback_is_possible volume_snapshot
     volume_snapshot_delete volume_snapshot_info volume_snapshot_rollback
 );

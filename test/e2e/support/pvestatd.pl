@@ -1,7 +1,8 @@
 #!/usr/bin/perl
 
 # What pvestatd does about storages, in one process and without forks: a poll of all of them for each
-# line of stdin. Each is answered with JSON: {"seconds","info"}.
+# line of stdin. Each is answered with JSON: {"seconds","info"}. An argument stands in for the client's
+# $PING_TIMEOUT.
 
 use v5.36;
 
@@ -15,6 +16,7 @@ BEGIN {
 
 use PVE::Storage;
 
+$PVE::BackupBridge::Client::PING_TIMEOUT = $ARGV[0] if @ARGV;
 STDOUT->autoflush(1);
 while (defined(readline(STDIN))) {
     my $start = time();
