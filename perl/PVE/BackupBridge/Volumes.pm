@@ -10,7 +10,7 @@ use Fcntl qw(O_RDWR);
 use IO::File;
 use POSIX ();
 
-use PVE::BackupBridge::Untaint qw(field);
+use PVE::BackupBridge::Untaint qw(field match);
 
 # fallocate(2), by processor; and its mode, which keeps the size.
 my $FALLOCATE = { aarch64 => 47, x86_64 => 285 }->{ (POSIX::uname())[4] };
@@ -21,11 +21,11 @@ sub encode($volumes) {
     my $encoded = {};
     for my $device (keys %$volumes) {
         my $volume = $volumes->{$device};
-        my @keys =
-            grep { exists($volume->{$_}) } qw(bitmap-mode bitmap-name nbd-path block-device);
+        my @keys = grep { exists($volume->{$_}) } qw(bitmap-mode bitmap-name nbd-path);
         $encoded->{$device} = { $volume->%{@keys}, size => int($volume->{size}) };
         $encoded->{$device}->{'file-descriptor'} = fileno($volume->{'file-handle'})
             if $volume->{'file-handle'};
+        $encoded->{$device}->{'block-device'} = $volume->{path} if $volume->{path}; # RFC v3
     }
     return $encoded;
 }
@@ -58,7 +58,7 @@ sub requests($volumes) {
             die "the backup host wants to free what is not on the volume\n"
                 if !$length || $offset + $length > $volume->{size};
             my $fh = $volume->{'file-handle'}
-                // IO::File->new($volume->{'block-device'}, O_RDWR);
+                // IO::File->new(match('path', $volume->{path}), O_RDWR);
             syscall($FALLOCATE, fileno($fh), PUNCH_HOLE, $offset, $length) if $FALLOCATE && $fh;
             return {};
         },

@@ -86,43 +86,36 @@ sub backup_init($self, $vmid, $vmtype, $start_time) {
     return { 'archive-name' => $name };
 }
 
-# RFC v3 has one bitmap for all disks of a VM, which QEMU makes anew where its id is new. What it is for stands
-# here: the id, and a size per device.
+# RFC v3 has one bitmap for all disks of a VM, which QEMU makes anew where its id is new. Here stands what it is
+# for: the id, and a size per device.
 my sub bitmap_file($self, $vmid) {
-    my $storeid = $self->{client}->{storeid};
-    my $name = match('vmid', $vmid) . '.id';
-    return "$PVE::BackupBridge::Client::ROOT/run/pve-backup-bridge/bitmaps/$storeid/$name";
+    my $directory = "$PVE::BackupBridge::Client::ROOT/run/pve-backup-bridge/bitmaps";
+    return "$directory/$self->{client}->{storeid}/" . match('vmid', $vmid) . '.id';
 }
 
 # The id of the last backup if every disk of then can be backed up by its bitmap.
 my sub bitmap_id($self, $vmid) {
     my $file = bitmap_file($self, $vmid);
-    my $text = -e $file ? PVE::Tools::file_get_contents($file) : '';
-    my ($id, %sizes) = $text =~ m/(\S+)/g;
+    my ($id, %sizes) = -e $file ? PVE::Tools::file_get_contents($file) =~ m/(\S+)/g : ();
     my $volumes = { map { $_ => { size => $sizes{$_} } } keys %sizes };
     my $plan = %sizes ? $self->backup_vm_query_incremental($vmid, $volumes) : {};
-    my $is_usable = %sizes && !grep { ($plan->{$_} // '') ne 'use' } keys %sizes;
-    return $is_usable ? $id : "$self->{client}->{storeid}-" . time();
+    my @usable = grep { $_ eq 'use' } values %$plan;
+    return $id if @usable && @usable == keys %sizes;
+    return "$self->{client}->{storeid}-" . time();
 }
 
-# Its callers do not ask backup_vm_query_incremental, and a block device is a path of theirs. The file comes first:
-# a backup that fails here gets a new bitmap next time, as nothing of a clean area can be read now [E3].
-my sub adopt_volumes($self, $vmid, $volumes, $id) {
+# Its callers do not ask backup_vm_query_incremental. The file comes first: a backup that fails here gets a new
+# bitmap next time, as nothing of a clean area can be read now [E3].
+my sub plan_bitmap($self, $vmid, $volumes, $id) {
     my $file = bitmap_file($self, $vmid);
     make_path(dirname($file), { mode => oct('700') });
-    my @sizes = map { $_ => int($volumes->{$_}->{size}) } keys %$volumes;
+    my @sizes = map { $_ => $volumes->{$_}->{size} } keys %$volumes;
     PVE::Tools::file_set_contents($file, join(' ', $id, @sizes));
     my $plan = $self->backup_vm_query_incremental($vmid, $volumes);
-    my $adopted = {};
-    for my $device (keys %$volumes) {
-        my $volume = $volumes->{$device};
+    for my $device (grep { $volumes->{$_}->{'bitmap-mode'} eq 'reuse' } keys %$volumes) {
         die "$device was resized, or its last backup is gone: start again to read all of it\n"
-            if $volume->{'bitmap-mode'} eq 'reuse' && ($plan->{$device} // '') ne 'use';
-        my @path =
-            defined($volume->{path}) ? ('block-device' => match('path', $volume->{path})) : ();
-        $adopted->{$device} = { %$volume, @path };
+            if ($plan->{$device} // '') ne 'use';
     }
-    return $adopted;
 }
 
 sub backup_get_mechanism($self, $vmid, $vmtype) {
@@ -143,7 +136,7 @@ sub backup_vm_query_incremental($self, $vmid, $volumes) {
 
 sub backup_vm($self, $vmid, $guest_config, $volumes, $info) {
     my $bitmap_id = delete $self->{bitmap_ids}->{$vmid};
-    $volumes = adopt_volumes($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
+    plan_bitmap($self, $vmid, $volumes, $bitmap_id) if defined($bitmap_id);
     my $params = encode_guest($guest_config, $info);
     $params->{volumes} = PVE::BackupBridge::Volumes::encode($volumes);
     my $requests = PVE::BackupBridge::Volumes::requests($volumes);
