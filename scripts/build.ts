@@ -10,8 +10,9 @@ const json = (value: unknown) => `${JSON.stringify(value, null, 2)}\n`;
 const draft = `.cache/dist.${process.pid}`;
 await mkdir(draft, { recursive: true });
 await build({
-  entryPoints: ['src/host/main.ts'],
-  outfile: `${draft}/host.mjs`,
+  entryPoints: { host: 'src/host/main.ts', cli: 'src/cli/main.ts' },
+  outdir: draft,
+  outExtension: { '.js': '.mjs' },
   bundle: true,
   platform: 'node',
   format: 'esm',

@@ -11,6 +11,7 @@ const allowed: Record<string, readonly string[]> = {
   toolbox: ['nbd', 'sdk', 'protocol/errors', 'protocol/model'],
   providers: ['sdk', 'nbd', 'toolbox', 'protocol/errors', 'protocol/model'],
   host: ['protocol', 'rpc', 'sdk', 'toolbox', 'providers'],
+  cli: ['protocol', 'rpc', 'sdk', 'nbd', 'toolbox', 'providers'],
 };
 /** Packages that only these rooms may use. */
 const packageHomes: Record<string, readonly string[]> = {
