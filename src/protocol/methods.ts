@@ -59,6 +59,8 @@ export const methods = {
   free_image: define(archive, empty),
   /** Frees the space of removed archives; may take long. */
   reclaim_space: define(empty, empty),
+  /** What tells the store from every other one, wherever it is configured; since version 14 of the storage API. */
+  get_identity: define(empty, z.object({ identity: z.string().regex(/^[!-~]{1,256}$/) })),
   /** `pvesm add`: the first use of a store, or the check of one that is there [D3]. */
   on_add_hook: define(empty, empty),
   /** Reads one archive, or all; `problems` has a line for each fault that was found. */

@@ -87,6 +87,8 @@ export interface Provider {
   archive(name: ArchiveName): Promise<Archive>;
   /** `pvesm add`: makes the store ready, or checks the one that is there [D3]. */
   setUp?(): Promise<void>;
+  /** What tells this store from every other one, wherever it is configured: a UUID of its own. ASCII. */
+  identity?(): Promise<string>;
   /** Frees the space of removed archives. May take long, and may leave the work to a later call. */
   reclaim?(): Promise<void>;
   startJob?(job: { startTime: Date }): Promise<void>;

@@ -23,7 +23,6 @@ const refused = [
   'create_base',
   'filesystem_path',
   'find_free_diskname',
-  'get_identity',
   'get_volume_notes',
   'map_volume',
   'qemu_blockdev_options',

@@ -1,4 +1,4 @@
-import { readdir, rename } from 'node:fs/promises';
+import { readdir, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { type Backup, type Bench, efiDisk, MiB, startBench } from './support/bench.ts';
@@ -99,6 +99,12 @@ describe.each(all)('%s', (program) => {
     expect(status).toMatchObject({ type: 'bridge-dir', active: 1, enabled: 1 });
     expect(status.total).toBeGreaterThanOrEqual(status.used + status.avail);
     expect(Math.min(status.total, status.used, status.avail)).toBeGreaterThan(0);
+  });
+
+  test('D1: tells which store it is', async () => {
+    const file = join(bench.store, '.pve-backup-bridge/store.json');
+    const { id } = JSON.parse(await readFile(file, 'utf8')) as { id: string };
+    expect(await ask(program, ['identity', 'vault'])).toEqual({ type: 'bridge-dir', id });
   });
 
   test('A11: extractconfig prints the config and nothing else', async () => {

@@ -108,12 +108,15 @@ is(
     "cannot remove protected archive '$volname' on 'store'\n", 'a protected archive is kept',
 );
 $class->update_volume_attribute(@archive, 'protected', 0);
-is($class->free_image(@store, $volname, undef, 'bridge-dir-vm'), undef, 'D7: free_image');
+my $worker = $class->free_image(@store, $volname, undef, 'bridge-dir-vm');
+is((calls())[-1] =~ s/^\d+ //r, 'free_image', 'D7: free_image hides the archive');
+$worker->();
+is((calls())[-1] =~ s/^\d+ //r, 'reclaim_space', 'D7: the space is freed by PVE\'s worker');
 like(error_of(sub { $class->update_volume_attribute(@archive, 'x', 1) }), qr/not supported/, 'x');
 
 # What archives cannot do.
 for my $method (
-    qw(alloc_image clone_image create_base volume_resize volume_snapshot volume_export get_identity
+    qw(alloc_image clone_image create_base volume_resize volume_snapshot volume_export
     qemu_blockdev_options rename_volume map_volume)
 ) {
     is(
@@ -122,6 +125,13 @@ for my $method (
     );
 }
 is_deeply($class->list_images(@store), [], 'list_images');
+is($class->get_identity(scfg(), 'store'), '4d6f0e62-store', 'D1: get_identity');
+my @hinted = (@store, $volname, undef, {}, { 'plugin-may-deactivate-volume' => 0 });
+is($class->activate_volume(@hinted), 1, 'D1: activate_volume ignores hints');
+is(
+    error_of(sub { $class->activate_volume(@store, $volname, 'snap') }),
+    "archives have no snapshots\n", 'activate_volume of a snapshot',
+);
 
 # [A12] Polls.
 my sub poll($storeid) {
@@ -182,7 +192,7 @@ is_deeply($result, [1000, 600, 400, 1], 'A12: and only once');
     kill('STOP', $pid);
     poll('hang');
     ok(is_alive($pid), 'A12: a host is not killed for one late poll');
-    sleep(2);
+    sleep(3.2);
     (undef, undef, $err) = poll('hang');
     like($err, qr/does not answer/, 'A12: but when a ping goes unanswered');
     ok(eventually(sub { !is_alive($pid) }), 'A12: then it is gone');

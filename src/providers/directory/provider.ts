@@ -17,6 +17,7 @@ import { type Sync, storeError, syncFileSystem } from './files.ts';
 import { collectLeftovers, deleteHidden } from './leftovers.ts';
 import { collectStaleMounts } from './squashfs-mount.ts';
 import { Store } from './store.ts';
+import { storeId } from './store-file.ts';
 import { type Reservation, reserve } from './stored-backup.ts';
 import { sweepIfWanted } from './sweep.ts';
 import { DirectoryVmBackup } from './vm-backup.ts';
@@ -66,6 +67,11 @@ export class DirectoryProvider implements Provider {
     await this.#store.check();
     const { bsize, blocks, bfree, bavail } = await statfs(this.#store.layout.path);
     return { total: blocks * bsize, used: (blocks - bfree) * bsize, available: bavail * bsize };
+  }
+
+  async identity(): Promise<string> {
+    await this.#store.check();
+    return storeId(this.#store.layout);
   }
 
   async listArchives(filter: { vmid?: number }): Promise<ArchiveInfo[]> {

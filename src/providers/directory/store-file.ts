@@ -79,6 +79,13 @@ function ifMissingText(error: unknown): string {
   }
 }
 
+/** The store's own id, under whatever path it is found. */
+export async function storeId(layout: Layout): Promise<string> {
+  const store = await readStoreFile(layout);
+  if (store !== undefined) return store.id;
+  throw new BackupError(`${layout.path} is no store yet: the first backup makes it one`);
+}
+
 /** Makes the directory a store; the caller holds a lock against others that do the same. */
 export async function initialiseStore(layout: Layout, user: StoreUser): Promise<void> {
   await makeDirectory(layout.chunks);
