@@ -18,7 +18,8 @@ export const strikes: Readonly<Record<string, Strike>> = {
   },
 };
 
-function send(pid: number | undefined, signal: NodeJS.Signals): boolean {
+/** False if there is no such process. */
+export function send(pid: number | undefined, signal: NodeJS.Signals): boolean {
   if (pid === undefined) return false;
   try {
     return process.kill(pid, signal);

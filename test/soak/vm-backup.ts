@@ -3,21 +3,8 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { type Bench, efiDisk, MiB, startBench } from '../e2e/support/bench.ts';
 import { leftAfterQuiet } from '../e2e/support/leftovers.ts';
 import { archivedSha256, archiveNames, strayFiles } from '../e2e/support/store-reader.ts';
-import { seededRandom } from './random.ts';
+import type { SoakOptions, SoakResult } from './soak.ts';
 import { strikes } from './victims.ts';
-
-export interface SoakOptions {
-  readonly kills: number;
-  readonly seed: number;
-  readonly say: (line: string) => void;
-}
-
-/** `harmed`: archives that are not what was backed up, and backups that fail unharmed; `left`: what stays. */
-export interface SoakResult {
-  readonly kills: number;
-  readonly harmed: number;
-  readonly left: number;
-}
 
 const vmid = 100;
 const size = 24 * MiB;
@@ -42,7 +29,6 @@ export async function soakVmBackup(options: SoakOptions): Promise<SoakResult> {
 class Soak {
   readonly #bench: Bench;
   readonly #options: SoakOptions;
-  readonly #random: () => number;
   /** Per archive and device, what it has to hold. */
   readonly #known = new Map<string, ReadonlyMap<string, string>>();
   /** How long the last undisturbed backup took. */
@@ -53,7 +39,6 @@ class Soak {
   constructor(bench: Bench, options: SoakOptions) {
     this.#bench = bench;
     this.#options = options;
-    this.#random = seededRandom(options.seed);
   }
 
   async run(): Promise<SoakResult> {
@@ -70,11 +55,11 @@ class Soak {
   /** False if the backup was over before. */
   async #killOne(number: number): Promise<boolean> {
     const { node, vm } = this.#bench;
-    const at = Math.floor(this.#random() * size * 0.9);
+    const at = Math.floor(this.#options.random() * size * 0.9);
     await vm.write('drive-scsi0', at - (at % 512), randomBytes(512 * 1024));
     const names = Object.keys(strikes);
-    const name = names[Math.floor(this.#random() * names.length)] ?? '';
-    const delay = Math.floor(this.#random() * this.#usualMs);
+    const name = names[Math.floor(this.#options.random() * names.length)] ?? '';
+    const delay = Math.floor(this.#options.random() * this.#usualMs);
     await this.#nextSecond();
     const vzdump = node.vzdump([vmid], { storage: 'vault', bwlimit });
     let over = false;

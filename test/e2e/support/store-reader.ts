@@ -55,7 +55,8 @@ export async function strayFiles(store: string, vmids: readonly number[]): Promi
   return stray;
 }
 
-async function digestsOf(index: string): Promise<string[]> {
+/** The chunks that an index names, in hexadecimal. */
+export async function digestsOf(index: string): Promise<string[]> {
   const bytes = await readFile(index);
   const digests: string[] = [];
   for (let at = 0; at < bytes.length; at += digestLength) {
