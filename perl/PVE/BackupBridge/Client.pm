@@ -58,6 +58,16 @@ my sub is_foreign($err) {
     return ref($err) || $err !~ m/ (?:line|chunk) \d+\.\n\z/;
 }
 
+# What a call died of, undef if it did not. A signal must reach PVE as it came [A3].
+sub failure($code) {
+    return undef if eval { $code->(); 1 };
+    my $err = $@;
+    my $signal = qr/interrupted by (?:unexpected )?signal|received interrupt/;
+    die $err if ref($err) || $err =~ m/^$signal\n\z/;
+    chomp($err);
+    return $err;
+}
+
 # Field 22 of /proc/PID/stat, undef for one that has ended. With it a pid names one process for ever.
 my sub start_time($pid) {
     open(my $fh, '<', "/proc/$pid/stat") or return;

@@ -24,13 +24,8 @@ my sub storeid($storeid) {
 # Tells two generations of a storage's secrets apart, for hosts that have read the older one.
 sub state($type, $storeid) {
     my @names = sort keys PVE::BackupBridge::Manifest::load($type)->{sensitive}->%*;
-    my $stat = sub ($name) { (Time::HiRes::stat(directory() . "/$storeid.$name"))[1, 7, 9] };
-    return join(
-        ' ',
-        map {
-            join(':', grep { defined } $stat->($_))
-        } @names
-    );
+    my @files = map { directory() . "/$storeid.$_" } @names;
+    return join(' ', map { join(':', (Time::HiRes::stat($_))[1, 7, 9]) } @files);
 }
 
 # Writes the secrets that have a value here and removes those whose value is undef.

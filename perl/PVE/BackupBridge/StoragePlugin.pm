@@ -182,6 +182,8 @@ my sub encode_info($class, $storeid, $entry) {
     my $volname = field('text', $entry, 'volname');
     my $archive = parse_archive($class, $volname) // return;
     my $verification = $entry->{verification};
+    my @present = grep { length($entry->{$_}) } qw(notes encrypted);
+    my %texts = map { $_ => field('text', $entry, $_) } @present;
     # Instead of the exact one, where PVE knows it.
     my $is_guess = $entry->{'approximate-size'} && $class->api() >= 15;
     return {
@@ -192,10 +194,7 @@ my sub encode_info($class, $storeid, $entry) {
         ($is_guess ? 'approximate-size' : 'size') => field('size', $entry),
         ctime => field('time', $entry, 'ctime'),
         protected => $entry->{protected} ? 1 : 0,
-        (
-            map { $_ => field('text', $entry, $_) }
-                grep { length($entry->{$_}) } qw(notes encrypted)
-        ),
+        %texts,
         $verification
         ? (verification => { map { $_ => field('text', $verification, $_) } qw(state upid) })
         : (),
@@ -251,15 +250,6 @@ sub free_image($class, $storeid, $scfg, $volname, @) {
     return sub { call($class, $storeid, $scfg, 'reclaim_space', {}, log => $print_line) };
 }
 
-# What a call died of, undef if it did not. A signal must reach PVE as it came [A3].
-my sub failure($code) {
-    return undef if eval { $code->(); 1 };
-    my $err = $@;
-    die $err if ref($err) || $err =~ m/^(?:interrupted by|received) /;
-    chomp($err);
-    return $err;
-}
-
 sub prune_backups($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $log = undef) {
     $log //= $print_line;
     my @backups = grep { !defined($type) || $_->{subtype} eq $type }
@@ -277,7 +267,7 @@ sub prune_backups($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $log = 
     my $errors = {};
     for my $volid (map { $_->{mark} eq 'remove' ? $_->{volid} : () } @list) {
         $log->('info', "removing backup '$volid'");
-        my $err = failure(
+        my $err = PVE::BackupBridge::Client::failure(
             sub {
                 my $volname = $volid =~ s/^\Q$storeid\E://r;
                 call_archive($class, $storeid, $scfg, 'free_image', $volname);
@@ -285,7 +275,9 @@ sub prune_backups($class, $scfg, $storeid, $keep, $vmid, $type, $dryrun, $log = 
         );
         $errors->{$volid} = $err if $err;
     }
-    my $err = failure(sub { call($class, $storeid, $scfg, 'reclaim_space', {}, log => $log) });
+    my $err = PVE::BackupBridge::Client::failure(
+        sub { call($class, $storeid, $scfg, 'reclaim_space', {}, log => $log) }
+    );
     $log->('warn', "no space was freed - $err") if $err;
     return \@list if !%$errors;
 

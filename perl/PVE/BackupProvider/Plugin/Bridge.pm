@@ -183,10 +183,8 @@ sub backup_cleanup($self, $vmid, $vmtype, $success, $info) {
 
 # A die would skip the remaining guests of the job [B13]; only the end of the job itself may pass.
 sub backup_handle_log_file($self, $vmid, $filename) {
-    eval { call_guest($self, 'backup_handle_log_file', $vmid, { path => $filename }) };
-    my $err = $@ or return;
-    die $err if ref($err) || $err =~ m/^interrupted by (?:unexpected )?signal\n\z/;
-    chomp($err);
+    my @call = ($self, 'backup_handle_log_file', $vmid, { path => $filename });
+    my $err = PVE::BackupBridge::Client::failure(sub { call_guest(@call) }) // return;
     $self->{log}->('warn', "the task log was not kept with the archive: $err");
     return;
 }
