@@ -2,6 +2,7 @@ import { constants } from 'node:fs';
 import { stat } from 'node:fs/promises';
 import { isBackupError, messageOf } from '../../protocol/errors.ts';
 import type { ArchiveInfo } from '../../sdk/provider.ts';
+import { ArchiveCacheFile, type Listed } from './archive-cache-file.ts';
 import { readArchive } from './archive-info.ts';
 import { openArchive } from './archives.ts';
 import { archiveNames, guestsIn } from './directories.ts';
@@ -15,6 +16,8 @@ const settledMs = 2000;
 /** For so long files are read one after the other without a look at anything else. */
 const sliceMs = 10;
 const width = 8;
+/** So many archives are read anew by each host rather than kept on disk. */
+const fewArchives = 500;
 /** About what all that is kept may take. */
 const maxBytes = 64 * 1024 * 1024;
 const bytesOf = ({ notes }: ArchiveInfo) => 500 + 2 * (notes?.length ?? 0);
@@ -39,34 +42,48 @@ async function stampOf(path: string): Promise<Stamp | undefined> {
   }
 }
 
-interface Guest {
-  readonly stamp: string;
-  readonly infos: readonly ArchiveInfo[];
-  readonly bytes: number;
-}
-
 /**
  * What is listed of each guest's archives, as long as the guest's directory stays the same: whoever adds, removes
  * or changes an archive changes its times, see `touchGuest`.
  */
 export class ArchiveCache {
   readonly #store: Store;
-  readonly #guests = new Map<number, Guest>();
+  readonly #file: ArchiveCacheFile;
+  readonly #guests = new Map<number, Listed & { readonly bytes: number }>();
+  #loaded: Promise<void> | undefined;
   #bytes = 0;
+  /** Archives that the file lacks. */
+  #unsaved = 0;
 
-  constructor(store: Store) {
+  constructor(store: Store, cacheDir: string) {
     this.#store = store;
+    this.#file = new ArchiveCacheFile(cacheDir, store.layout.path);
   }
 
   /** All archives that can be read; a damaged one must not hide the others. */
   async list(vmid?: number): Promise<ArchiveInfo[]> {
+    this.#loaded ??= this.#load();
+    await this.#loaded;
     const vmids = vmid === undefined ? await guestsIn(this.#store.layout) : [vmid];
     if (vmid === undefined) this.#keepOnly(new Set(vmids));
     const found = new Map<number, readonly ArchiveInfo[]>();
     await forEachParallel(vmids, width, async (guest) => {
       found.set(guest, await this.#listGuest(guest));
     });
+    if (this.#unsaved > fewArchives) this.#save();
     return vmids.flatMap((guest) => found.get(guest) ?? []);
+  }
+
+  async #load(): Promise<void> {
+    for (const [vmid, { stamp, infos }] of await this.#file.read()) this.#keep(vmid, stamp, infos);
+    this.#unsaved = 0;
+  }
+
+  #save(): void {
+    this.#unsaved = 0;
+    this.#file.write(this.#guests).catch((error: unknown) => {
+      this.#store.log.debug(`the list of archives is not kept: ${messageOf(error)}`);
+    });
   }
 
   async #listGuest(vmid: number): Promise<readonly ArchiveInfo[]> {
@@ -118,6 +135,7 @@ export class ArchiveCache {
     if (this.#bytes + bytes > maxBytes) return;
     this.#guests.set(vmid, { stamp, infos, bytes });
     this.#bytes += bytes;
+    this.#unsaved += infos.length;
   }
 
   #forget(vmid: number): void {

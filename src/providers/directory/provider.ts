@@ -60,7 +60,7 @@ export class DirectoryProvider implements Provider {
       cacheDir,
       signal,
     });
-    this.#archives = new ArchiveCache(this.#store);
+    this.#archives = new ArchiveCache(this.#store, cacheDir);
   }
 
   async status(): Promise<{ total: number; used: number; available: number }> {

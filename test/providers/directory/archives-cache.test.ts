@@ -1,13 +1,21 @@
 import fs, { mkdirSync, writeFileSync } from 'node:fs';
-import { rename, symlink, writeFile } from 'node:fs/promises';
+import { readFile, rename, symlink, writeFile } from 'node:fs/promises';
 import { syncBuiltinESMExports } from 'node:module';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { expect, onTestFinished, test } from 'vitest';
+import { expect, onTestFinished, test, vi } from 'vitest';
+import definition from '../../../src/providers/directory/index.ts';
 import { layoutOf, member } from '../../../src/providers/directory/layout.ts';
 import { writeVerification } from '../../../src/providers/directory/verify-result.ts';
 import { makeArchives } from './many-archives.ts';
-import { listNames, makeStorage, type Opened, openStorage } from './setup.ts';
+import {
+  listNames,
+  makeLog,
+  makeStorage,
+  makeTemporary,
+  type Opened,
+  openStorage,
+} from './setup.ts';
 
 /** Until the times of a directory say for certain that nothing has changed since. */
 const settle = () => sleep(2100);
@@ -116,4 +124,42 @@ test('no more than so much is kept in memory; the rest is read each time', async
   const again = await lookedInto(() => listNames(storage.provider));
   expect(again).toBeGreaterThanOrEqual(8);
   expect(again).toBeLessThan(20);
+});
+
+test('a new process takes what has not changed from the cache on disk, if that is whole', async () => {
+  const cacheDir = await makeTemporary();
+  const open = (path: string) =>
+    definition.open({
+      id: 'store',
+      options: { path },
+      secrets: {},
+      cluster: 'cluster one',
+      log: makeLog(),
+      runDir: cacheDir,
+      cacheDir,
+      signal: new AbortController().signal,
+    });
+  const { path } = await makeStorage();
+  const names = makeArchives(path, 60, 10);
+  await settle();
+  const first = open(path);
+  const infos = await first.listArchives({});
+  expect(infos).toHaveLength(600);
+  const file = join(cacheDir, 'archives');
+  const content = await vi.waitFor(() => readFile(file));
+
+  await (await first.archive(names[0] ?? '')).setNotes('changed');
+  expect(await lookedInto(() => open(path).listArchives({}))).toBe(10);
+  const changed = { ...infos.find(({ name }) => name === names[0]), notes: 'changed' };
+  expect(await open(path).listArchives({})).toEqual(
+    infos.map((info) => (info.name === changed.name ? changed : info)),
+  );
+
+  const cut = content.subarray(0, content.length / 2);
+  const changedBytes = Buffer.from(content.toString().replace("day's", "day''"));
+  for (const damaged of [cut, changedBytes, Buffer.of(), Buffer.from('[]\n[]')]) {
+    await writeFile(file, damaged);
+    expect(await lookedInto(() => open(path).listArchives({}))).toBe(600);
+    await vi.waitFor(async () => expect(damaged.equals(await readFile(file))).toBe(false));
+  }
 });
