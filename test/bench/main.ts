@@ -3,6 +3,7 @@ import { callRow, startRow } from './calls.ts';
 import { containerRow } from './container.ts';
 import type { Result, Row } from './measure.ts';
 import { memoryRow } from './memory.ts';
+import { pollRow } from './polls.ts';
 import { restoreRow } from './restore.ts';
 import { fullRow, incrementalRow } from './vm-backup.ts';
 
@@ -15,6 +16,7 @@ const rows: readonly Row[] = [
   restoreRow,
   containerRow,
   memoryRow,
+  pollRow,
 ];
 
 const usage = `usage: npm run bench -- [--json] [ROW…]

@@ -6,7 +6,7 @@ import { ArchiveCacheFile, type Listed } from './archive-cache-file.ts';
 import { readArchive } from './archive-info.ts';
 import { openArchive } from './archives.ts';
 import { archiveNames, guestsIn } from './directories.ts';
-import { codeOf, withFile } from './files.ts';
+import { codeOf, ifMissing, withFile } from './files.ts';
 import { parseArchiveName } from './layout.ts';
 import { forEachParallel } from './parallel.ts';
 import type { Store } from './store.ts';
@@ -107,7 +107,7 @@ export class ArchiveCache {
     for await (const name of archiveNames(layout, vmid)) {
       if (performance.now() - since > sliceMs) {
         // Where the store hangs, this waits, and the host goes on.
-        await stat(layout.guest(vmid));
+        await stat(layout.guest(vmid)).catch(ifMissing);
         since = performance.now();
       }
       const parsed = parseArchiveName(name);
