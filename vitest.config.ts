@@ -6,6 +6,7 @@ const polls = 'test/e2e/polls*.test.ts';
 /** `unit` runs in seconds; `system` starts QEMU, Perl and mounts; `polls` wants the machine to itself. */
 export default defineConfig({
   test: {
+    poolOptions: { forks: { minForks: 2, maxForks: 2 } },
     projects: [
       {
         test: {
@@ -20,7 +21,6 @@ export default defineConfig({
           name: 'system',
           include: ['test/e2e/**/*.test.ts', 'test/fixtures/**/*.test.ts'],
           exclude: [polls],
-          poolOptions: { forks: { minForks: 2, maxForks: 2 } },
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },
