@@ -1,8 +1,12 @@
 import { defineConfig } from 'vitest/config';
 
-/** `unit` runs in seconds and in parallel; `system` starts QEMU, Perl and mounts, one file at a time. */
+/** How long a poll takes is part of what they test. */
+const polls = 'test/e2e/polls*.test.ts';
+
+/** `unit` runs in seconds; `system` starts QEMU, Perl and mounts; `polls` wants the machine to itself. */
 export default defineConfig({
   test: {
+    poolOptions: { forks: { minForks: 2, maxForks: 2 } },
     projects: [
       {
         test: {
@@ -16,6 +20,15 @@ export default defineConfig({
         test: {
           name: 'system',
           include: ['test/e2e/**/*.test.ts', 'test/fixtures/**/*.test.ts'],
+          exclude: [polls],
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
+        },
+      },
+      {
+        test: {
+          name: 'polls',
+          include: [polls],
           poolOptions: { forks: { singleFork: true } },
           testTimeout: 120_000,
           hookTimeout: 120_000,

@@ -1,4 +1,5 @@
 import { parseArgs } from 'node:util';
+import { formatComparison } from '../fixtures/rootfs/comparison-table.ts';
 import {
   type Backup,
   type Bench,
@@ -7,8 +8,12 @@ import {
   type Restore,
   startBench,
 } from '../test/e2e/support/bench.ts';
+import { ContainerBench } from '../test/e2e/support/containers.ts';
 
-/** The main job on real input: a VM that is being written to, four backups, and the restore of two. */
+/**
+ * The main job on real input: a VM that is being written to, four backups, and the restore of two; then a
+ * container with every attribute that a file can have, backed up and restored.
+ */
 const { values } = parseArgs({ options: { json: { type: 'boolean', default: false } } });
 const disks = [{ device: 'drive-scsi0', size: 2048 * MiB, seed: 1 }, efiDisk];
 const firewall = Buffer.from('[OPTIONS]\n\nenable: 0\n');
@@ -40,6 +45,25 @@ async function restore(bench: Bench, backup: Backup): Promise<boolean> {
   return exitCode === 0 && differing.length === 0;
 }
 
+/** How many entries the container had, and how many attributes came back otherwise. */
+async function container(): Promise<{ entries: number; differences: number }> {
+  const bench = await ContainerBench.create();
+  try {
+    await bench.add({ vmid: 101, mountPoints: true });
+    const { exitCode, log, volids } = await bench.backUp([101]);
+    say(log);
+    if (exitCode !== 0) throw new Error(`the backup failed: ${log}`);
+    const restored = await bench.restore(volids[0] ?? '', 901);
+    say(restored.log);
+    if (restored.exitCode !== 0) throw new Error(`the restore failed: ${restored.log}`);
+    const comparison = await bench.compare(101, 901);
+    say(formatComparison(comparison));
+    return { entries: comparison.entries, differences: comparison.differences.length };
+  } finally {
+    await bench.close();
+  }
+}
+
 async function main(bench: Bench): Promise<boolean> {
   await bench.vm.startLoad(load);
   step('full backup');
@@ -56,13 +80,21 @@ async function main(bench: Bench): Promise<boolean> {
   step('restore of the incremental backup');
   identical.push(await restore(bench, incremental));
 
+  step('backup and restore of a container');
+  const compared = await container();
+
   const { dirtyBytes, readBytes } = incremental;
-  const ok = identical.every(Boolean) && readBytes === dirtyBytes && idle.readBytes === 0;
+  const ok =
+    identical.every(Boolean) &&
+    readBytes === dirtyBytes &&
+    idle.readBytes === 0 &&
+    compared.differences === 0;
   const summary = {
     full: { bytes: full.readBytes, seconds: full.seconds },
     incremental: { dirtyBytes, readBytes, seconds: incremental.seconds },
     idle: { readBytes: idle.readBytes },
     restore: { identical: identical.every(Boolean) },
+    container: compared,
   };
   if (values.json) console.log(JSON.stringify(summary));
   step('summary');
@@ -72,6 +104,7 @@ async function main(bench: Bench): Promise<boolean> {
   );
   say(`idle         ${idle.readBytes} bytes read`);
   say(`restored     ${identical.every(Boolean) ? 'bit for bit' : 'NOT IDENTICAL'}`);
+  say(`container    ${compared.entries} entries, ${compared.differences} differences`);
   return ok;
 }
 

@@ -1,8 +1,8 @@
 import { mkdir, readFile } from 'node:fs/promises';
 import { execa } from 'execa';
 
-/** Runs the projects one after the other, since tests that start QEMU want the machine to themselves. */
-const projects = ['unit', 'system'];
+/** One after the other, so that tests that time something have the machine to themselves. */
+const projects = ['unit', 'system', 'polls'];
 
 interface Report {
   numPassedTests: number;

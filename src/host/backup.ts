@@ -145,6 +145,8 @@ export class BackupJob {
     })();
     let stopped: Promise<unknown> | undefined;
     task.stop = async () => {
+      // A cancelled one has had its time already, and PVE's KILL is near [A3].
+      if (signal.aborted) return;
       abort.abort(cancelled());
       stopped ??= Promise.race([run.catch(() => undefined), sleep(stopMs)]);
       await stopped;

@@ -7,6 +7,7 @@ import { ContainerProgress, type TarCounts } from './container-progress.ts';
 import { scanTree } from './container-scan.ts';
 import { tarExcludes, uselessExcludes } from './excludes.ts';
 import type { Namespaces } from './namespaces.ts';
+import { openPipe } from './pipe.ts';
 import { startProgram } from './run.ts';
 import { TarMessages } from './tar-messages.ts';
 import { startTarPrograms, type TarPrograms } from './tar-programs.ts';
@@ -64,13 +65,25 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
   ];
   try {
     const programs = await startTarPrograms({
-      startTar: (plumbing) =>
-        startProgram(program, [...lead, ...tar], {
-          ...plumbing,
-          name: 'tar',
-          env: { LC_ALL: 'C.UTF-8' },
-          readStderr: (stream) => messages.read(stream),
-        }),
+      startTar: async (plumbing) => {
+        // A socket holds few of the many short lines: tar would wait for us all the time.
+        const said = await openPipe();
+        const stderr = said.stream();
+        try {
+          return await startProgram(program, [...lead, ...tar], {
+            ...plumbing,
+            name: 'tar',
+            env: { LC_ALL: 'C.UTF-8' },
+            stderr: { fd: said.writer, stream: stderr },
+            readStderr: (stream) => messages.read(stream),
+          });
+        } catch (error) {
+          stderr.destroy();
+          throw error;
+        } finally {
+          said.close();
+        }
+      },
       // The programs that lead to tar fail with status 1, too, but have no totals.
       isHarmless: ({ exitCode }) => exitCode === 1 && messages.totalBytes !== undefined,
       ...(through && { through }),

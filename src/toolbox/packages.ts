@@ -4,9 +4,13 @@ import { BackupError } from '../protocol/errors.ts';
 const packages = new Map([
   ['borg', 'borgbackup'],
   ['brotli', 'brotli'],
+  ['bzip2', 'bzip2'],
   ['find', 'findutils'],
   ['flock', 'util-linux'],
+  ['gzip', 'gzip'],
+  ['lzop', 'lzop'],
   ['mkfifo', 'coreutils'],
+  ['mount', 'mount'],
   ['nbdfuse', 'libnbd-bin'],
   ['nsenter', 'util-linux'],
   ['perl', 'perl'],
@@ -17,6 +21,8 @@ const packages = new Map([
   ['sync', 'coreutils'],
   ['tar', 'tar'],
   ['umount', 'mount'],
+  ['xargs', 'findutils'],
+  ['xz', 'xz-utils'],
   ['zstd', 'zstd'],
 ]);
 

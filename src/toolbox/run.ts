@@ -1,6 +1,7 @@
 import { access, constants } from 'node:fs/promises';
 import { isAbsolute, join } from 'node:path';
 import { PassThrough, type Readable, type Writable } from 'node:stream';
+import { finished } from 'node:stream/promises';
 import { execa } from 'execa';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
@@ -20,6 +21,8 @@ export interface ProgramOptions {
   /** A descriptor in place of the pipe; `stdin` or `stdout` of the result is then closed from the start. */
   readonly stdin?: number | 'ignore';
   readonly stdout?: number;
+  /** A descriptor for stderr, and where what is written to it comes out. */
+  readonly stderr?: { readonly fd: number; readonly stream: Readable };
   /** What errors call the program, where another one only leads to it. */
   readonly name?: string;
   /** Reads stderr in place of the debug log. */
@@ -80,10 +83,12 @@ export async function startProgram(
     // Any descriptor will do, though execa's types know the standard ones only.
     stdin: (options.stdin ?? 'pipe') as 0 | 'ignore' | 'pipe',
     stdout: (options.stdout ?? 'pipe') as 1 | 'pipe',
+    stderr: (options.stderr?.fd ?? 'pipe') as 2 | 'pipe',
   });
+  const stderr = options.stderr?.stream ?? child.stderr ?? new PassThrough().destroy();
   const words =
-    options.readStderr?.(child.stderr) ??
-    lastLines(child.stderr, (line) => log?.debug(`${name}: ${line}`));
+    options.readStderr?.(stderr) ?? lastLines(stderr, (line) => log?.debug(`${name}: ${line}`));
+  const wordsEnded = options.stderr && finished(stderr).catch(() => undefined);
   // A program may end without having read all of its input; its status tells, not the pipe.
   child.stdin?.on('error', () => undefined);
 
@@ -104,9 +109,10 @@ export async function startProgram(
   };
   signal?.addEventListener('abort', end, { once: true });
 
-  const exited = child.then((result) => {
+  const exited = child.then(async (result) => {
     ended = true;
     clearTimeout(timer);
+    await wordsEnded;
     signal?.removeEventListener('abort', end);
     if (!result.failed) return;
     if (signal?.aborted) throw abortError(signal);

@@ -3,7 +3,7 @@ import { TarFault, untilNul } from './tar-names.ts';
 export const blockSize = 512;
 
 /** By which GNU tar tells formats: `ustar` with NUL, `ustar` with blanks, neither. */
-export type TarMagic = 'posix' | 'gnu' | 'v7';
+type TarMagic = 'posix' | 'gnu' | 'v7';
 
 /** A header block, read as strictly as any tar may. */
 export interface TarHeader {

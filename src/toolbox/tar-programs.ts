@@ -73,11 +73,11 @@ async function connectByPipe(options: TarProgramsOptions, stream: Writable): Pro
   const { signal } = options.ending;
   const pipe = await openPipe();
   try {
-    const filter = await startFilter(options, stream, pipe.reader.fd);
-    const stdio = { stdin: 'ignore', stdout: pipe.writer.fd } as const;
+    const filter = await startFilter(options, stream, pipe.reader);
+    const stdio = { stdin: 'ignore', stdout: pipe.writer } as const;
     return { filter, tar: await options.startTar({ signal, ...stdio }) };
   } finally {
-    await pipe.close();
+    pipe.close();
   }
 }
 

@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import { execa } from 'execa';
 import { HostProcess, startTime } from '../../fixtures/host/host-process.ts';
 import { type BulkOptions, makeBulkFiles } from '../../fixtures/rootfs/plain-files.ts';
+import { pveTarFlags } from '../../fixtures/rootfs/tar-flags.ts';
 import { ask, syncDisks } from './bench-vm.ts';
 import { inTurn, type Result, type Row, timed } from './measure.ts';
 
@@ -11,13 +12,6 @@ const rounds = 5;
 const least = 0.95;
 const vmid = 100;
 const GiB = 1024 ** 3;
-
-/** The flags with which vzdump itself calls tar. */
-const tarFlags = [
-  ...['--one-file-system', '-p', '--sparse', '--numeric-owner', '--acls', '--xattrs'],
-  ...['--xattrs-include=user.*', '--xattrs-include=security.capability'],
-  ...['--warning=no-file-ignored', '--warning=no-xattr-write'],
-];
 
 /** A privileged container in a mount namespace of its own, as vzdump has one. */
 async function backUp(root: string, tree: string, second: number): Promise<number> {
@@ -51,7 +45,7 @@ async function plainTar(root: string, tree: string): Promise<number> {
   const target = join(root, 'plain.tar.zst');
   const command =
     'set -o pipefail; file=$1; shift; tar "$@" . | zstd -q -T0 > "$file" && sync -f "$file"';
-  const args = ['-cf', '-', ...tarFlags, `--directory=${tree}`];
+  const args = ['-cf', '-', ...pveTarFlags, `--directory=${tree}`];
   try {
     return await timed(() => execa('bash', ['-c', command, 'bash', target, ...args]));
   } finally {

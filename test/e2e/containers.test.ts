@@ -1,10 +1,14 @@
-import { readdir, readFile } from 'node:fs/promises';
+import { chmod, copyFile, mkdir, mkdtemp, readdir, readFile, rmdir } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { execa } from 'execa';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { formatComparison } from '../../fixtures/rootfs/comparison-table.ts';
 import type { Tree } from '../../fixtures/rootfs/describe.ts';
 import { usualFeatures } from '../../fixtures/rootfs/features/index.ts';
-import { privileged } from '../../fixtures/rootfs/id-map.ts';
+import { mixedIdMap, privileged } from '../../fixtures/rootfs/id-map.ts';
+import { pveTarFlags } from '../../fixtures/rootfs/tar-flags.ts';
+import { withUserNamespace } from '../../fixtures/rootfs/user-namespace.ts';
 import { startBench } from './support/bench.ts';
 import { ContainerBench } from './support/containers.ts';
 
@@ -90,6 +94,62 @@ test('A9, C7: a privileged container, with device nodes, is restored as an unpri
   const reasons = comparison.notRestored.map(({ reason }) => reason);
   expect(reasons).toContain('device node outside ./dev, which mknod refuses in a container');
 });
+
+/** How Proxmox's directory example packs a container, without what vzdump excludes. */
+const pack: Record<'tar' | 'sqfs', (file: string) => [program: string, ...args: string[]]> = {
+  tar: (file) => [
+    ...(['tar', ...pveTarFlags, '-cf', file, '--exclude=lost+found', '--anchored'] as const),
+    ...['./tmp/?*', './var/tmp/?*', './var/run/?*.pid'].map((path) => `--exclude=${path}`),
+    '.',
+  ],
+  sqfs: (file) => [
+    ...(['mksquashfs', '.', file, '-quiet', '-no-progress', '-wildcards', '-e'] as const),
+    ...['lost+found', 'tmp/*', 'tmp/.*', 'var/tmp/*', 'var/run/*.pid', 'var/run/sub/*.pid'],
+  ],
+};
+
+test.each(['tar', 'sqfs'] as const)(
+  'C7: an archive.%s of Proxmox’s directory example',
+  async (format) => {
+    const vmid = format === 'tar' ? 110 : 111;
+    const features = [...usualFeatures, 'devicesOutsideDev' as const].filter(
+      // mksquashfs reads its holes for a minute
+      (feature) => format === 'tar' || feature !== 'hugeSparseFile',
+    );
+    await bench.add({ vmid, files: 100, features });
+    const archive = join(bench.store, `${vmid}/lxc-1700000000`);
+    await mkdir(archive, { recursive: true });
+    await copyFile(bench.node.containerConfigPath(vmid), join(archive, 'guest.conf'));
+    // Where the container's root may write.
+    const open = await mkdtemp(join(tmpdir(), 'example-'));
+    await chmod(open, 0o777);
+    const file = join(open, `archive.${format}`);
+    await bench.node.withRootfs(vmid, (cwd) =>
+      withUserNamespace(mixedIdMap, async (enter) => {
+        const [program, ...args] = enter(...pack[format](file));
+        await execa(program, args, { cwd });
+      }),
+    );
+    await execa('mv', [file, archive]);
+    await rmdir(open);
+    const newId = vmid + 800;
+    const restored = await bench.restore(`vault:backup/${vmid}/lxc-1700000000`, newId);
+    expect(restored.exitCode, restored.log).toBe(0);
+    const { differences } = await bench.compare(vmid, newId);
+    // squashfs knows no ACLs, whole seconds after 1970 and holes of whole blocks, and here no xattrs.
+    const lost = [
+      'mtime',
+      'xattrs',
+      'ACL',
+      'default ACL',
+      'capability',
+      'holes',
+      'allocated bytes',
+    ];
+    const left = format === 'tar' ? [] : lost;
+    expect(differences.filter(({ attribute }) => !left.includes(attribute))).toEqual([]);
+  },
+);
 
 test('A7: two containers and a VM in one job, all three restore', async () => {
   const vm = await startBench({

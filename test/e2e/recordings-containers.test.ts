@@ -1,5 +1,6 @@
-import { mkdir, readFile } from 'node:fs/promises';
+import { mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { execa } from 'execa';
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest';
 import { type NormalCall, normaliseCalls } from '../../fixtures/pve/normalise-calls.ts';
 import { PveNode } from '../../fixtures/pve/pve-node.ts';
@@ -53,4 +54,25 @@ test('C2: pct restore as in pct-restore-tar', async () => {
   const { exitCode, all } = await node.pctRestore(archive?.volid ?? '', 300);
   expect(exitCode, all).toBe(0);
   expect(await actual()).toEqual(await recorded('pct-restore-tar'));
+});
+
+test('C2, C7: pct restore as in pct-restore-directory', async () => {
+  const archive = join(node.root, 'store/100/lxc-1700000000');
+  await mkdir(archive, { recursive: true });
+  await writeFile(join(archive, 'guest.conf'), config);
+  await writeFile(join(archive, 'firewall.conf'), '[OPTIONS]\nenable: 0\n');
+  await node.withRootfs(100, (directory) =>
+    execa('mksquashfs', [
+      directory,
+      join(archive, 'archive.sqfs'),
+      '-all-root',
+      '-quiet',
+      '-no-progress',
+    ]),
+  );
+  await node.forgetCalls();
+  const volid = 'mystore:backup/100/lxc-1700000000';
+  const { exitCode, all } = await node.pctRestore(volid, 301);
+  expect(exitCode, all).toBe(0);
+  expect(await actual()).toEqual(await recorded('pct-restore-directory'));
 });

@@ -1,10 +1,15 @@
-import { mkdir, symlink, writeFile } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { execa } from 'execa';
 import { afterAll, beforeAll, expect, test } from 'vitest';
 import { fillMixed, sha256Of } from '../../fixtures/qemu/mixed-data.ts';
+import { compareTrees } from '../../fixtures/rootfs/compare.ts';
+import { describeTree } from '../../fixtures/rootfs/describe.ts';
+import { privileged } from '../../fixtures/rootfs/id-map.ts';
 import { type Bench, efiDisk, MiB, startBench } from './support/bench.ts';
+import { ContainerBench } from './support/containers.ts';
 
 const script = fileURLToPath(
   new URL('../../fixtures/providers/directory-recovery.sh', import.meta.url),
@@ -85,5 +90,31 @@ test('archives of Proxmox’s directory example are listed and restored', async 
     const restore = await bench.restore({ volid, sha256 });
     expect(restore, restore.log).toMatchObject({ exitCode: 0, differing: [] });
     expect(Buffer.from(await node.extractConfig(volid)).toString()).toBe(config + map);
+  }
+});
+
+test('the lines of the README unpack a container with tar and zstd', async () => {
+  const containers = await ContainerBench.create();
+  try {
+    await containers.add({ vmid: 101, idMap: privileged, files: 50 });
+    const { exitCode, log, volids } = await containers.backUp([101]);
+    expect(exitCode, log).toBe(0);
+    const [name = ''] = volids.map((volid) => volid.replace('vault:backup/', ''));
+    const readme = await readFile(new URL('../../README.md', import.meta.url), 'utf8');
+    const [, lines = ''] = /```sh\n(cd [^`]*zstd -dc[^`]*)```/.exec(readme) ?? [];
+    const target = await mkdtemp(join(tmpdir(), 'recovered-'));
+    const command = lines
+      .replace('/mnt/vault/101/lxc-2026-11-23T10:06:42Z', join(containers.store, name))
+      .replace('/mnt/rootfs', target);
+    expect(command).toContain(target);
+    await execa('bash', ['-e', '-o', 'pipefail', '-c', command]);
+    const before = await containers.describe(101);
+    const after = await describeTree(target, privileged);
+    const excludes = ['/tmp/?*', '/var/tmp/?*', '/var/run/?*.pid', '/dev', '/srv'];
+    const { differences } = compareTrees(before, after, { excludes: [...excludes] });
+    await rm(target, { recursive: true });
+    expect(differences.filter(({ name: entry }) => !/^(dev|srv)/.test(entry))).toEqual([]);
+  } finally {
+    await containers.close();
   }
 });

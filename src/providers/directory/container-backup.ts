@@ -1,6 +1,5 @@
 import type { ContainerBackup, ContainerBackupInput } from '../../sdk/provider.ts';
 import { abortError, follow } from '../../toolbox/abort.ts';
-import { formatBytes } from '../../toolbox/bytes.ts';
 import type { Compression } from './chunk-codec.ts';
 import { codeOf } from './files.ts';
 import { member } from './layout.ts';
@@ -20,7 +19,7 @@ export class DirectoryContainerBackup
   implements ContainerBackup
 {
   protected async write(input: ContainerBackupInput, directory: RunDirectory): Promise<Stored> {
-    const { tree, exclude, log, signal } = input;
+    const { tree, exclude, signal } = input;
     const { file, through } = forms[this.store.compression];
     // Ends tar where it is we who cannot go on.
     const stop = new AbortController();
@@ -46,8 +45,6 @@ export class DirectoryContainerBackup
         },
       );
       const { entries, bytes } = await tar.done;
-      const stored = formatBytes(written.size);
-      log.info(`${file}: ${entries} entries, ${formatBytes(bytes)}, stored in ${stored}`);
       return {
         volumes: {},
         container: { tar: file, size: written.size, entries, bytes },

@@ -64,14 +64,19 @@ export function memberOf(tar: Buffer, name: string): Buffer {
   return execFileSync('tar', ['-xOf', '-', name], { input: tar, maxBuffer: 1e9 });
 }
 
-/** Reads until tar has said what it reads first, and lets it wait then. */
+/** The first bytes, at least so many; then whoever writes has to wait. */
 export async function firstBytes(stream: Readable, length: number): Promise<Buffer> {
-  let chunk: Buffer | null = stream.read(length);
-  while (chunk === null) {
-    await once(stream, 'readable');
-    chunk = stream.read(length);
+  const chunks: Buffer[] = [];
+  for (let bytes = 0; bytes < length; ) {
+    // Asking for more than there is would only make the stream say again what it has.
+    const chunk: Buffer | null = stream.read();
+    if (chunk === null) await once(stream, 'readable');
+    else {
+      chunks.push(chunk);
+      bytes += chunk.length;
+    }
   }
-  return chunk;
+  return Buffer.concat(chunks);
 }
 
 /** What runs in the mount namespace of the caller, beside itself. */

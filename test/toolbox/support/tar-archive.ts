@@ -13,7 +13,7 @@ export interface HeaderFields {
 }
 
 export const block = 512;
-export const posix = 'ustar\x0000';
+const posix = 'ustar\x0000';
 export const gnu = 'ustar  \0';
 
 export function pad(body: Buffer): Buffer {
@@ -51,7 +51,7 @@ export function member(fields: HeaderFields, body: string | Buffer = ''): Buffer
   return Buffer.concat([header({ size: data.length, ...fields }), pad(data)]);
 }
 
-export function record(key: string, value: string | Buffer): Buffer {
+function record(key: string, value: string | Buffer): Buffer {
   const rest = Buffer.concat([Buffer.from(` ${key}=`), Buffer.from(value), Buffer.from('\n')]);
   let length = rest.length;
   while (`${length}`.length + rest.length !== length) length = `${length}`.length + rest.length;
