@@ -49,6 +49,13 @@ function oneAtATime<T>(work: () => Promise<T>): () => Promise<T> {
 export function storageHandlers(context: Context): Pick<Handlers, StorageMethod> {
   const { provider } = context;
   const archive = (volname: string) => archiveOf(provider, volname);
+  /** Providers may answer from a cache, with the same thousands of objects each time. */
+  const volumeInfos = new WeakMap<ArchiveInfo, VolumeInfo>();
+  const volumeInfoOf = (info: ArchiveInfo): VolumeInfo => {
+    const found = volumeInfos.get(info) ?? volumeInfo(info);
+    volumeInfos.set(info, found);
+    return found;
+  };
   const askStatus = oneAtATime(async () => provider.status());
   return {
     check_connection: async () => {
@@ -61,7 +68,7 @@ export function storageHandlers(context: Context): Pick<Handlers, StorageMethod>
     },
     list_volumes: async ({ vmid }) => {
       const archives = await provider.listArchives(vmid === undefined ? {} : { vmid });
-      return archives.map(volumeInfo);
+      return archives.map(volumeInfoOf);
     },
     volume_size_info: async ({ volname }) => {
       const { size } = (await archive(volname)).info;
