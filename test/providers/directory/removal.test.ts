@@ -1,6 +1,7 @@
 import { access, mkdir, readdir, rename, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
+import { acquireLock } from '../../../src/toolbox/lock.ts';
 import {
   backUp,
   chunk,
@@ -87,23 +88,19 @@ test('B10: within a job the space of chunks is freed at its end, that of directo
   expect(await chunkFiles(path)).toEqual([]);
 });
 
-test('protecting and removing at once: the archive is protected or gone', async () => {
+test('removal waits for who protects archives, and then refuses', async () => {
   const storage = await makeStorage();
-  const other = await openStorage(storage.path);
-  for (let round = 0; round < 8; round++) {
-    const name = await backUpOf(storage, 1);
-    const mine = await storage.provider.archive(name);
-    const theirs = await other.provider.archive(name);
-    const [removed, isProtected] = await Promise.allSettled(
-      round % 2 === 0
-        ? [mine.remove(), theirs.setProtected(true)]
-        : [theirs.setProtected(true), mine.remove()].reverse(),
-    );
-    expect([removed?.status, isProtected?.status].sort()).toEqual(['fulfilled', 'rejected']);
-    const isThere = (await listNames(storage.provider)).includes(name);
-    expect(isThere).toBe(removed?.status === 'rejected');
-    if (isThere) await access(join(storage.path, name, 'protected'));
-  }
+  const { provider, path } = storage;
+  const name = await backUpOf(storage, 1);
+  const lock = await acquireLock(join(path, '.pve-backup-bridge/protection-lock'), 'exclusive');
+  const removal = (await provider.archive(name)).remove();
+  const refused = expect(removal).rejects.toThrow(/is protected/);
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(await listNames(provider)).toEqual([name]);
+  await writeFile(join(path, name, 'protected'), '');
+  await lock?.release();
+  await refused;
+  expect(await listNames(provider)).toEqual([name]);
 });
 
 test('while leftovers wait because the store is in use, that is said once', async () => {
