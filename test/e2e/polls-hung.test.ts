@@ -46,6 +46,7 @@ describe('storages of which one hangs', () => {
   });
   afterEach(async () => {
     store.answer();
+    for (const pid of await hostPids(node.root)) process.kill(pid, 'SIGCONT');
     await pvestatd.end();
     await store.unmount();
     await node.destroy();
