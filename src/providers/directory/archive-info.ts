@@ -14,7 +14,7 @@ export const maxNotes = 1024 * 1024;
  * The small files of an archive. Read without a promise each, which for a list of thousands would take longer
  * than the files themselves: only to be used where the store has just answered, and not for long at a time.
  */
-export class ArchiveFiles {
+class ArchiveFiles {
   readonly #directory: string;
   readonly #names: ReadonlySet<string>;
 

@@ -107,7 +107,7 @@ async function allocatedBytes(path: string): Promise<number> {
 }
 
 /** The content of a chunk, which differs by seed. */
-export function chunkOf(seed: number): Buffer {
+function chunkOf(seed: number): Buffer {
   return Buffer.alloc(chunk, createHash('sha512').update(String(seed)).digest());
 }
 
