@@ -1,4 +1,4 @@
-import { mkdir, open, realpath, rmdir } from 'node:fs/promises';
+import { lstat, mkdir, open, realpath, rmdir } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { BackupError } from '../protocol/errors.ts';
@@ -74,7 +74,7 @@ export async function hideDevices(
 
 const nul = Buffer.from([0]);
 
-/** Relative to the root. */
+/** Relative to the root; without whiteouts of overlayfs, which can be restored like files. */
 async function findDevices(root: string, signal: AbortSignal): Promise<Buffer[]> {
   const dev = ['-path', './dev', '-prune'];
   const args = ['.', '-mindepth', '1', ...dev, '-o', '-type', 'b,c', '-printf', '%P\\0'];
@@ -82,7 +82,9 @@ async function findDevices(root: string, signal: AbortSignal): Promise<Buffer[]>
   const names: Buffer[] = [];
   for (let at = 0, end = 0; at < found.length; at = end + 1) {
     end = found.indexOf(0, at);
-    names.push(found.subarray(at, end));
+    const name = found.subarray(at, end);
+    const node = await lstat(Buffer.concat([Buffer.from(`${root}/`), name]));
+    if (!node.isCharacterDevice() || node.rdev !== 0) names.push(name);
   }
   return names;
 }

@@ -21,7 +21,8 @@ beforeAll(async () => {
   mounts = join(directory, 'mounts');
   tree = makeTree(directory);
   // What a container's own root may have made.
-  const odd = 'mknod "$(printf "etc/n\\nl\\377 ")" c 5 1; mkdir dev/sub; mknod dev/sub/full c 1 7';
+  const odd =
+    'mknod "$(printf "etc/n\\nl\\377 ")" c 5 1; mkdir dev/sub; mknod dev/sub/full c 1 7; mknod whiteout c 0 0';
   execFileSync('bash', ['-c', odd], { cwd: tree });
   image = join(directory, 'image');
   const file = join(directory, 'image.sqfs');
@@ -80,6 +81,7 @@ describe('hiding device nodes', () => {
     expect(await digest(found)).toBe(await digest(wanted));
     const names = execFileSync('tar', ['-tf', found], { encoding: 'utf8' });
     expect(names).toContain('./dev/sub/full');
+    expect(names).toContain('./whiteout');
     expect(names).not.toMatch(/null$(?<!dev.null)|loop|etc.n.nl/m);
     expect(log.lines.join()).toMatch(/"null".*"usr\/lib\/loop"|"usr\/lib\/loop".*"null"/);
     await view.close();
@@ -111,6 +113,7 @@ describe('hiding device nodes', () => {
     const plain = join(directory, 'plain');
     await mkdir(join(plain, 'dev'), { recursive: true });
     execFileSync('mknod', [join(plain, 'dev/null'), 'c', '1', '3']);
+    execFileSync('mknod', [join(plain, 'whiteout'), 'c', '0', '0']);
     const view = await hideDevices(plain, { mounts, log, signal });
     await view.close();
     expect([view.path, log.lines]).toEqual([plain, []]);

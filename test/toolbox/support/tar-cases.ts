@@ -377,4 +377,28 @@ export const friendly: [name: string, archive: Buffer, devices?: string[]][] = [
     ),
     ['./x/loop', 'dev/zero', './hard'],
   ],
+  [
+    'whiteouts, but no links into ./dev and no block devices',
+    container(
+      node('./a', '3', '0000000\0', '0000000\0'),
+      member({ name: './b', type: '1', linkName: './a' }),
+      node('./dev/a', '3', '0000000\0', '0000000\0'),
+      member({ name: './c', type: '1', linkName: './dev/a' }),
+      node('./block', '4', '0000000\0', '0000000\0'),
+      node('./major', '3', '0000001\0', '0000000\0'),
+      node('./minor', '3', '0000000\0', '0000001\0'),
+    ),
+    ['./c', './block', './major', './minor'],
+  ],
 ];
+
+function node(name: string, type: '3' | '4', major: string, minor: string): Buffer {
+  return member({
+    name,
+    type,
+    patches: [
+      [329, major],
+      [337, minor],
+    ],
+  });
+}
