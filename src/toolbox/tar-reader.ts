@@ -1,6 +1,6 @@
 import { BackupError } from '../protocol/errors.ts';
 import { blockSize, decodeHeader, isStar, padded, type TarHeader } from './tar-header.ts';
-import { checkName, showName, TarFault, untilNul } from './tar-names.ts';
+import { checkName, showName, TarDamage, TarFault, untilNul } from './tar-names.ts';
 import { checkGlobalPax, type PaxRecord, parsePax, paxFields } from './tar-pax.ts';
 import { gnuSparse, type PaxSparse, paxSparse, SparseMapText } from './tar-sparse.ts';
 import { isZero } from './zero.ts';
@@ -77,19 +77,24 @@ export class TarReader {
     try {
       this.#run();
     } catch (error) {
-      throw error instanceof TarFault ? this.#refusal(error.message) : error;
+      throw error instanceof TarFault ? this.#refusal(error) : error;
     }
   }
 
   /** The archive's bytes are over. */
   end(): void {
     if (this.#complete) return;
-    throw this.#refusal(this.#empty ? 'it is empty' : 'it is cut off: its end is missing');
+    const text = this.#empty ? 'it is empty' : 'it is cut off: its end is missing';
+    throw this.#refusal(new TarDamage(text));
   }
 
-  #refusal(text: string): BackupError {
+  #refusal(fault: TarFault): BackupError {
     const after = this.#member === undefined ? '' : `, at or after ${showName(this.#member)}`;
-    return new BackupError(`the archive ${this.#file} cannot be restored: ${text}${after}`);
+    const advice = fault instanceof TarDamage ? '' : '; unpack it by hand as the README says';
+    const text = `${fault.message}${after}${advice}`;
+    return new BackupError(`the archive ${this.#file} cannot be restored: ${text}`, {
+      cause: fault,
+    });
   }
 
   #run(): void {
