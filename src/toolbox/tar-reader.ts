@@ -21,7 +21,7 @@ export interface TarMember {
   readonly more: readonly Buffer[];
   readonly name: Buffer;
   /** The name for who does not know GNU's sparse files. */
-  readonly plainName: Buffer;
+  readonly headerName: Buffer;
   readonly linkName: Buffer;
   /** Of the body in the archive, without padding. */
   readonly size: number;
@@ -196,8 +196,8 @@ function describe(
   const { type, magic } = header;
   const pax = paxFields(metas.find((meta) => meta.header.type === 'x')?.records ?? []);
   const sparse = paxSparse(pax.sparse);
-  const plainName = pax.path ?? longName(metas, 'L') ?? header.name;
-  const name = sparse?.name ?? plainName;
+  const headerName = pax.path ?? longName(metas, 'L') ?? header.name;
+  const name = sparse?.name ?? headerName;
   named(name);
   if (!memberTypes.includes(type)) {
     throw new TarFault(`its type ${JSON.stringify(type)} is not one that a container has`);
@@ -214,14 +214,14 @@ function describe(
     throw new TarFault('its headers have two sizes');
   }
   const size = pax.size ?? header.size;
-  const folder = name.at(-1) === 0x2f || plainName.at(-1) === 0x2f;
+  const folder = name.at(-1) === 0x2f || headerName.at(-1) === 0x2f;
   if (size > 0 && (!bodyTypes.includes(type) || folder)) {
     throw new TarFault('it has a body although it is not a file');
   }
-  for (const each of [name, plainName]) checkName(each, 'name');
+  for (const each of [name, headerName]) checkName(each, 'name');
   const linkName = pax.linkpath ?? longName(metas, 'K') ?? header.linkName;
   if (type === '1') checkName(linkName, 'link target');
-  return { member: { metas, header, name, plainName, linkName, size }, sparse };
+  return { member: { metas, header, name, headerName, linkName, size }, sparse };
 
   function isStarSparse(): boolean {
     return (sparse !== undefined || type === 'S') && magic === 'posix' && isStar(header.block);
