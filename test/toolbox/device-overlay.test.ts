@@ -1,10 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { lstatSync } from 'node:fs';
 import { link, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { hideDevices } from '../../src/toolbox/device-overlay.ts';
+import { collectStaleRestores } from '../../src/toolbox/stale-restores.ts';
 import { withoutDevices } from '../../src/toolbox/tar-filter.ts';
 import { LogLines } from './support/log.ts';
 import { makeTree, pveFlags } from './support/tar-tree.ts';
@@ -76,7 +78,8 @@ describe('hiding device nodes', () => {
     const view = await hideDevices(source, { mounts, log, signal });
     expect(view.path).not.toBe(source);
     const wanted = join(directory, `wanted-${type}.tar`);
-    await withoutDevices(pack(source, 'original.tar'), wanted, { log, signal });
+    await withoutDevices(pack(source, 'original.tar'), `${wanted}.zst`, { log, signal });
+    execFileSync('zstd', ['-d', '-q', `${wanted}.zst`]);
     const found = pack(view.path, 'view.tar');
     expect(await digest(found)).toBe(await digest(wanted));
     const names = execFileSync('tar', ['-tf', found], { encoding: 'utf8' });
@@ -125,9 +128,25 @@ describe('hiding device nodes', () => {
     execFileSync('mount', ['--rbind', '--make-rprivate', image, join(left, 'm')]);
     await writeFile(join(left, 's'), '');
     execFileSync('mount', ['--bind', join(left, 's'), join(left, 'm/null')]);
-    await (await hideDevices(image, { mounts, log, signal })).close();
+    await collectStaleRestores({ mounts, scratch: join(directory, 'scratch'), log });
     expect(await mountsBelow(mounts)).toEqual([]);
     expect(await readdir(join(mounts, 'trees'))).toEqual([]);
+  });
+
+  test('as many as may be are hidden, and shown again at once', async () => {
+    const many = join(directory, 'a thousand');
+    await mkdir(many);
+    const nodes = 'for n in {1..1000}; do echo "n$n c 1 3"; done | xargs -n 4 mknod';
+    execFileSync('bash', ['-c', nodes], { cwd: many });
+    const view = await hideDevices(many, { mounts, log, signal });
+    const all = Array.from({ length: 1000 }, (_, n) => lstatSync(join(view.path, `n${n + 1}`)));
+    expect(all.every((node) => node.isSocket())).toBe(true);
+    const start = Date.now();
+    await view.close();
+    expect(Date.now() - start).toBeLessThan(3000);
+    expect(await mountsBelow(mounts)).toEqual([]);
+    expect(await readdir(join(mounts, 'trees'))).toEqual([]);
+    expect(execFileSync('find', [many, '-type', 'c', '-printf', '.'])).toHaveLength(1000);
   });
 
   test('cancelled, and too many: nothing stays mounted', async () => {
