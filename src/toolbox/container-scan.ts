@@ -26,10 +26,13 @@ export async function scanTree(
   options: { exclude: readonly string[]; capabilities: readonly string[]; signal: AbortSignal },
 ): Promise<TreeScan> {
   const [program, ...lead] = namespaces.enter(directory, options.capabilities);
+  const stat = ['stat', '--printf=D%r %n\\0', '--'];
   const find = [
     ...['find', ...sources, '-nowarn', '-ignore_readdir_race', '-xdev'],
     ...[...findExcludes(options.exclude), '-prune', '-o'],
-    ...['(', '-type', 'b', '-o', '-type', 'c', ')', '!', '-path', './dev/*', '-printf', 'D%p\\0'],
+    ...['-type', 'b', '!', '-path', './dev/*', '-printf', 'Db %p\\0', '-o'],
+    // Of find alone no device's number is to be had.
+    ...['-type', 'c', '!', '-path', './dev/*', '-exec', ...stat, '{}', '+'],
     ...['-o', '-printf', '%y %b %s\\0'],
   ];
   const { stdin, stdout, exited } = await startProgram(program, [...lead, ...find], {
@@ -44,9 +47,12 @@ export async function scanTree(
     totals.entries++;
     totals.bytes += headerBytes;
     const [type, blocks, size] = record.split(' ', 3);
-    if (record.startsWith('D')) {
+    const name = /^D\w+ (.*)$/s.exec(record)?.[1];
+    if (name !== undefined) {
+      // A whiteout of overlayfs can be restored.
+      if (type === 'D0') continue;
       devices.count++;
-      if (devices.first.length < maxNamed) devices.first.push(record.slice(1));
+      if (devices.first.length < maxNamed) devices.first.push(name);
     } else if (type === 'f') {
       // A sparse file has fewer blocks than its size needs, a small one more.
       const data = Math.min(Number(size), Number(blocks) * sectorSize);

@@ -1,11 +1,11 @@
-import { mkdir, open, realpath, rmdir } from 'node:fs/promises';
+import { lstat, mkdir, open, realpath, rmdir } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
 import { collectStaleExports } from './image-export.ts';
-import { isMounted, unmount } from './mounts.ts';
-import { processStartTime } from './processes.ts';
+import { isMounted } from './mounts.ts';
+import { ownedName } from './owned-names.ts';
 import { ReleaseStack } from './release.ts';
 import { run } from './run.ts';
 import { deviceWarning } from './tar-devices.ts';
@@ -26,7 +26,6 @@ export interface PreparedDirectory {
 /** Each one is a mount. */
 const maxDevices = 1000;
 const socketName = 's';
-let count = 0;
 
 /**
  * A view of a container's tree without device nodes outside ./dev, which cannot be restored [C7]: the tree
@@ -46,9 +45,7 @@ export async function hideDevices(
     const text = `${directory} has ${devices.length} device nodes outside ./dev`;
     throw new BackupError(`${text}; remove some: no more than ${maxDevices} can be left out`);
   }
-  const parent = join(options.mounts, 'trees');
-  await collectStaleExports(parent, log);
-  const own = join(parent, `${process.pid}-${await processStartTime(process.pid)}-${++count}`);
+  const own = join(viewsIn(options.mounts), await ownedName());
   const view = join(own, 'm');
   const taken = new ReleaseStack();
   try {
@@ -72,9 +69,18 @@ export async function hideDevices(
   }
 }
 
+/** Removes what killed processes left of their views; those of living ones stay. */
+export async function collectStaleViews(mounts: string, log: Logger): Promise<void> {
+  await collectStaleExports(viewsIn(mounts), log);
+}
+
 const nul = Buffer.from([0]);
 
-/** Relative to the root. */
+function viewsIn(mounts: string): string {
+  return join(mounts, 'trees');
+}
+
+/** Relative to the root; without whiteouts of overlayfs, which can be restored like files. */
 async function findDevices(root: string, signal: AbortSignal): Promise<Buffer[]> {
   const dev = ['-path', './dev', '-prune'];
   const args = ['.', '-mindepth', '1', ...dev, '-o', '-type', 'b,c', '-printf', '%P\\0'];
@@ -82,7 +88,9 @@ async function findDevices(root: string, signal: AbortSignal): Promise<Buffer[]>
   const names: Buffer[] = [];
   for (let at = 0, end = 0; at < found.length; at = end + 1) {
     end = found.indexOf(0, at);
-    names.push(found.subarray(at, end));
+    const name = found.subarray(at, end);
+    const node = await lstat(Buffer.concat([Buffer.from(`${root}/`), name]));
+    if (!node.isCharacterDevice() || node.rdev !== 0) names.push(name);
   }
   return names;
 }
@@ -109,7 +117,7 @@ async function makeSocket(directory: string): Promise<{ close(): Promise<void> }
   }
 }
 
+/** One by one a thousand mounts take longer than a release may; nobody else sees this tree. */
 async function unmountTree(view: string): Promise<void> {
-  if (!(await isMounted(view))) return;
-  await run('umount', ['--no-canonicalize', '--recursive', view]).catch(() => unmount(view));
+  if (await isMounted(view)) await run('umount', ['--no-canonicalize', '--lazy', view]);
 }

@@ -1,11 +1,11 @@
-import { mkdir, open, readdir, rm, rmdir, stat, writeFile } from 'node:fs/promises';
+import { mkdir, open, rm, rmdir, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { serveNbd } from '../nbd/server.ts';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger, RawImage } from '../sdk/provider.ts';
 import { abortable, sleep } from './abort.ts';
 import { unmount } from './mounts.ts';
-import { isSameProcess, processStartTime } from './processes.ts';
+import { collectStale, ownedName } from './owned-names.ts';
 import { ReleaseStack } from './release.ts';
 import { type RunningProgram, startProgram } from './run.ts';
 
@@ -23,7 +23,6 @@ const mountMs = 15_000;
 const readAheadKiB = 4096;
 const connections = 4;
 const socketName = 's';
-let count = 0;
 
 /**
  * Shows an image as a regular file, since PVE takes neither NBD nor pipes [C3]: our NBD server behind
@@ -34,8 +33,7 @@ export async function exportImage(
   options: ExportOptions,
 ): Promise<{ path: string; close(): Promise<void> }> {
   const { name, signal, log } = options;
-  const startTime = await processStartTime(process.pid);
-  const own = join(options.directory, `${process.pid}-${startTime}-${++count}`);
+  const own = join(options.directory, await ownedName());
   const { mountPoint } = parts(own);
   const taken = new ReleaseStack();
   try {
@@ -71,18 +69,10 @@ export async function exportImage(
 
 /** Removes what killed processes left of their exports; those of living ones stay. */
 export async function collectStaleExports(directory: string, log: Logger): Promise<void> {
-  for (const entry of await readdir(directory).catch(() => [])) {
-    const [, pid, startTime] = /^(\d+)-(\d+)-\d+$/.exec(entry) ?? [];
-    if (pid === undefined || (await isSameProcess(Number(pid), Number(startTime)))) continue;
-    const own = join(directory, entry);
-    try {
-      await unmount(parts(own).mountPoint);
-      await removeEmpty(own);
-    } catch (error) {
-      // Another process may be collecting it too, and no leftover is worth a job or a restore.
-      log.debug('cannot collect what a dead process left', { own, error: String(error) });
-    }
-  }
+  await collectStale(directory, { log }, async (own) => {
+    await unmount(parts(own).mountPoint);
+    await removeEmpty(own);
+  });
 }
 
 function parts(own: string): { socket: string; mountPoint: string } {

@@ -1,3 +1,4 @@
+import { number, type TarHeader } from './tar-header.ts';
 import { isBelowDev, plainName, showName, TarFault } from './tar-names.ts';
 import type { TarMember } from './tar-reader.ts';
 
@@ -14,12 +15,18 @@ export class DeviceFilter {
     const { type } = header;
     const link = type === '1' && this.#devices.has(plainName(linkName));
     if (type !== '3' && type !== '4' && !link) return false;
+    if (!link && isWhiteout(header) && !isBelowDev(name)) return false;
     this.#devices.add(plainName(name));
     if (this.#devices.size > maxDevices) {
       throw new TarFault(`it has more than ${maxDevices} device nodes`);
     }
     return !isBelowDev(name);
   }
+}
+
+/** What overlayfs puts where a file of a lower layer is gone: any user may make one, since Linux 5.8. */
+function isWhiteout({ type, block }: TarHeader): boolean {
+  return type === '3' && number(block, 329, 8) === 0 && number(block, 337, 8) === 0;
 }
 
 /** For the task log; `names` are the first few of `count`. */

@@ -1,10 +1,11 @@
 import { once } from 'node:events';
 import { createWriteStream } from 'node:fs';
-import { rm } from 'node:fs/promises';
+import { rm, stat, statfs } from 'node:fs/promises';
+import { dirname } from 'node:path';
 import { pipeline } from 'node:stream/promises';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
-import { abortError } from './abort.ts';
+import { abortError, follow } from './abort.ts';
 import { startProgram } from './run.ts';
 import { DeviceFilter } from './tar-devices.ts';
 import { blockSize } from './tar-header.ts';
@@ -18,11 +19,13 @@ export interface WithoutDevicesOptions {
 
 /** As GNU tar ends an archive: two zero blocks at least, and full records of this size. */
 const recordSize = 20 * blockSize;
+/** What stays free, or a twentieth of the file system if that is less. */
+const reserve = 1024 ** 3;
 
 /**
  * Writes a copy of an archive that `checkTar` accepted, without the device nodes outside ./dev and hard links
- * to device nodes; every byte of the other members stays. `target` ends in `.tar` or `.tar.zst` and must not
- * exist; on failure it is removed.
+ * to device nodes; every byte of the other members stays. The copy is compressed by zstd; `target` must
+ * not exist, and is removed on failure.
  */
 export async function withoutDevices(
   path: string,
@@ -30,11 +33,11 @@ export async function withoutDevices(
   options: WithoutDevicesOptions,
 ): Promise<void> {
   const { log, signal } = options;
+  await checkSpace(path, target);
   const file = createWriteStream(target, { flags: 'wx', mode: 0o600 });
   await once(file, 'open');
   const abort = new AbortController();
-  const stop = () => abort.abort(signal.reason);
-  signal.addEventListener('abort', stop, { once: true });
+  const unfollow = follow(abort, signal);
   let cause: unknown;
   /** The first failure ends the others, whose own errors only follow from it. */
   const step = (work: Promise<void>) =>
@@ -45,17 +48,12 @@ export async function withoutDevices(
   const kept = keep(path, abort.signal);
   try {
     if (signal.aborted) throw abortError(signal);
-    if (target.endsWith('.zst')) {
-      const args = ['-1', '-q', '-c'];
-      const zstd = await startProgram('zstd', args, { signal: abort.signal, log });
-      await Promise.all([
-        step(pipeline(kept, zstd.stdin)),
-        step(pipeline(zstd.stdout, file)),
-        step(zstd.exited),
-      ]);
-    } else {
-      await step(pipeline(kept, file));
-    }
+    const zstd = await startProgram('zstd', ['-1', '-q', '-c'], { signal: abort.signal, log });
+    await Promise.all([
+      step(pipeline(kept, zstd.stdin)),
+      step(pipeline(zstd.stdout, file)),
+      step(zstd.exited),
+    ]);
     if (signal.aborted) throw abortError(signal);
     if (cause !== undefined) throw explained(cause, path, target);
   } catch (error) {
@@ -63,8 +61,15 @@ export async function withoutDevices(
     await rm(target, { force: true });
     throw error;
   } finally {
-    signal.removeEventListener('abort', stop);
+    unfollow();
   }
+}
+
+/** The copy is about as large as the archive; what else is in need of the file system must not suffer. */
+async function checkSpace(path: string, target: string): Promise<void> {
+  const { bavail, blocks, bsize } = await statfs(dirname(target));
+  const { size } = await stat(path);
+  if (bavail * bsize - Math.min(reserve, (blocks * bsize) / 20) < size) throw noSpace(path, target);
 }
 
 /** The bytes of the copy. */
@@ -107,7 +112,10 @@ function padding(length: number): number {
 
 function explained(error: unknown, path: string, target: string): unknown {
   const { code } = error as NodeJS.ErrnoException;
-  if (code !== 'ENOSPC' && code !== 'EDQUOT') return error;
+  return code === 'ENOSPC' || code === 'EDQUOT' ? noSpace(path, target, error) : error;
+}
+
+function noSpace(path: string, target: string, cause?: unknown): BackupError {
   const text = `no space for a copy of ${path} without device nodes at ${target}; make room there`;
-  return new BackupError(text, { cause: error });
+  return new BackupError(text, { cause });
 }

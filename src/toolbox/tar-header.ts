@@ -1,6 +1,8 @@
-import { TarFault, untilNul } from './tar-names.ts';
+import { TarDamage, TarFault, untilNul } from './tar-names.ts';
 
 export const blockSize = 512;
+/** Of a file, as the kernel counts. */
+export const largestOffset = 2n ** 63n - 1n;
 
 /** By which GNU tar tells formats: `ustar` with NUL, `ustar` with blanks, neither. */
 type TarMagic = 'posix' | 'gnu' | 'v7';
@@ -20,7 +22,7 @@ export interface TarHeader {
 export function decodeHeader(block: Buffer): TarHeader {
   const recorded = number(block, 148, 8);
   if (recorded === undefined || recorded !== checksum(block)) {
-    throw new TarFault('there is no valid header where one belongs (checksum)');
+    throw new TarDamage('there is no valid header where one belongs (checksum)');
   }
   const size = number(block, 124, 12);
   if (size === undefined) throw new TarFault('the size in its header is no number');
@@ -42,13 +44,19 @@ export function decodeHeader(block: Buffer): TarHeader {
  * others may read differently is no number here.
  */
 export function number(block: Buffer, at: number, length: number): number | undefined {
+  const value = bigNumber(block, at, length);
+  return value === undefined || value > Number.MAX_SAFE_INTEGER ? undefined : Number(value);
+}
+
+/** The same for places in sparse files, which reach up to 2^63. */
+export function bigNumber(block: Buffer, at: number, length: number): bigint | undefined {
   const field = block.subarray(at, at + length);
   if (field[0] === 0x80) {
-    const value = field.subarray(1).reduce((sum, byte) => sum * 256 + byte, 0);
-    return Number.isSafeInteger(value) ? value : undefined;
+    const value = BigInt(`0x${field.toString('hex', 1)}`);
+    return value > largestOffset ? undefined : value;
   }
   const [, digits] = /^ *([0-7]+)[ \0]*$/.exec(field.toString('latin1')) ?? [];
-  return digits === undefined ? undefined : Number.parseInt(digits, 8);
+  return digits === undefined ? undefined : BigInt(`0o${digits}`);
 }
 
 /** With the bytes that follow a body up to the next block. */

@@ -3,6 +3,9 @@ const shownLength = 200;
 /** What is wrong with a tar archive or one of its members; the reader adds their names. */
 export class TarFault extends Error {}
 
+/** A fault that leaves nothing to be read behind it. */
+export class TarDamage extends TarFault {}
+
 /** A name for a log: one line, quoted, without anything that a terminal would obey. */
 export function showName(name: Buffer): string {
   const text = name.toString('utf8');

@@ -1,3 +1,4 @@
+import { largestOffset } from './tar-header.ts';
 import { TarFault } from './tar-names.ts';
 
 /** One `LENGTH KEY=VALUE` line of a pax extended header. */
@@ -30,8 +31,8 @@ export function parsePax(body: Buffer): PaxRecord[] {
     const start = at + head.length;
     const equals = body.subarray(start, end).indexOf('=');
     const key = body.toString('latin1', start, start + equals);
-    // GNU tar skips further blanks, and reads a NUL as the end.
-    if (equals <= 0 || /[\0\n]|^[ \t]/.test(key)) throw malformed();
+    // GNU tar skips further blanks, and reads a NUL as the end. Names of xattrs may hold line ends.
+    if (equals <= 0 || /\0|^[ \t]/.test(key)) throw malformed();
     records.push({ key, value: body.subarray(start + equals + 1, end), start, end });
     at = end + 1;
   }
@@ -68,7 +69,7 @@ export function paxFields(records: readonly PaxRecord[]): PaxFields {
 /** Refuses a header for all members that would rename, resize or continue them. */
 export function checkGlobalPax(records: readonly PaxRecord[]): void {
   for (const { key } of records) {
-    if (/^(path|linkpath|size|GNU\..*|SCHILY\.(xattr|acl)\b.*)$/.test(key)) {
+    if (/^(path|linkpath|size|GNU\..*|SCHILY\.(xattr|acl)\b.*)$/s.test(key)) {
       throw new TarFault(`a global extended header sets ${key} for all members`);
     }
   }
@@ -76,12 +77,20 @@ export function checkGlobalPax(records: readonly PaxRecord[]): void {
 
 /** Digits only: nothing here is signed or padded. */
 export function decimal(value: Buffer): number {
-  const text = value.toString('latin1');
-  const number = Number(text);
-  if (!/^\d{1,19}$/.test(text) || !Number.isSafeInteger(number)) {
-    throw new TarFault('its extended header has something else where a number belongs');
-  }
+  const number = Number(bigDecimal(value));
+  if (!Number.isSafeInteger(number)) throw noNumber();
   return number;
+}
+
+/** The same for places in sparse files. */
+export function bigDecimal(value: Buffer): bigint {
+  const text = value.toString('latin1');
+  if (!/^\d{1,19}$/.test(text) || BigInt(text) > largestOffset) throw noNumber();
+  return BigInt(text);
+}
+
+function noNumber(): TarFault {
+  return new TarFault('its extended header has something else where a number belongs');
 }
 
 /** Version 0.0 of sparse maps, from before they had versions. */

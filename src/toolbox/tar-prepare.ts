@@ -1,10 +1,12 @@
-import { mkdir, readdir, rm } from 'node:fs/promises';
+import { mkdir, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { Logger } from '../sdk/provider.ts';
-import { isSameProcess, processStartTime } from './processes.ts';
+import { collectStale, ownedName } from './owned-names.ts';
 import { checkTar } from './tar-check.ts';
 import { deviceWarning } from './tar-devices.ts';
 import { withoutDevices } from './tar-filter.ts';
+
+const suffix = '.tar.zst';
 
 export interface PrepareTarOptions {
   /** Where a copy without device nodes goes, if one is needed; made if missing. */
@@ -19,33 +21,22 @@ export interface PreparedTar {
   close(): Promise<void>;
 }
 
-let count = 0;
-
 /**
  * Checks a container's archive and gives what PVE can extract in an unprivileged container [C7]: the archive
  * itself, or a copy without the device nodes that cannot be created there.
  */
 export async function prepareTar(path: string, options: PrepareTarOptions): Promise<PreparedTar> {
   const { scratch, log, signal } = options;
-  await collectStaleCopies(scratch, log);
   const report = await checkTar(path, { log, signal });
   if (report.deviceCount === 0) return { path, close: async () => undefined };
   log.warn(deviceWarning(report.devices, report.deviceCount));
   await mkdir(scratch, { recursive: true, mode: 0o700 });
-  const suffix = path.endsWith('.tar') ? 'tar' : 'tar.zst';
-  const startTime = await processStartTime(process.pid);
-  const copy = join(scratch, `${process.pid}-${startTime}-${++count}.${suffix}`);
+  const copy = join(scratch, await ownedName({ suffix }));
   await withoutDevices(path, copy, { log, signal });
   return { path: copy, close: () => rm(copy, { force: true }) };
 }
 
 /** Removes the copies of killed processes; those of living ones stay. */
-async function collectStaleCopies(scratch: string, log: Logger): Promise<void> {
-  for (const entry of await readdir(scratch).catch(() => [])) {
-    const [, pid, startTime] = /^(\d+)-(\d+)-\d+\.tar(?:\.zst)?$/.exec(entry) ?? [];
-    if (pid === undefined || (await isSameProcess(Number(pid), Number(startTime)))) continue;
-    await rm(join(scratch, entry), { force: true }).catch((error: unknown) =>
-      log.debug('cannot remove what a dead process left', { entry, error: String(error) }),
-    );
-  }
+export async function collectStaleCopies(scratch: string, log: Logger): Promise<void> {
+  await collectStale(scratch, { suffix, log }, (copy) => rm(copy, { force: true }));
 }

@@ -1,6 +1,6 @@
 import { BackupError } from '../protocol/errors.ts';
 import { blockSize, decodeHeader, isStar, padded, type TarHeader } from './tar-header.ts';
-import { checkName, showName, TarFault, untilNul } from './tar-names.ts';
+import { checkName, showName, TarDamage, TarFault, untilNul } from './tar-names.ts';
 import { checkGlobalPax, type PaxRecord, parsePax, paxFields } from './tar-pax.ts';
 import { gnuSparse, type PaxSparse, paxSparse, SparseMapText } from './tar-sparse.ts';
 import { isZero } from './zero.ts';
@@ -21,7 +21,7 @@ export interface TarMember {
   readonly more: readonly Buffer[];
   readonly name: Buffer;
   /** The name for who does not know GNU's sparse files. */
-  readonly plainName: Buffer;
+  readonly headerName: Buffer;
   readonly linkName: Buffer;
   /** Of the body in the archive, without padding. */
   readonly size: number;
@@ -77,19 +77,24 @@ export class TarReader {
     try {
       this.#run();
     } catch (error) {
-      throw error instanceof TarFault ? this.#refusal(error.message) : error;
+      throw error instanceof TarFault ? this.#refusal(error) : error;
     }
   }
 
   /** The archive's bytes are over. */
   end(): void {
     if (this.#complete) return;
-    throw this.#refusal(this.#empty ? 'it is empty' : 'it is cut off: its end is missing');
+    const text = this.#empty ? 'it is empty' : 'it is cut off: its end is missing';
+    throw this.#refusal(new TarDamage(text));
   }
 
-  #refusal(text: string): BackupError {
+  #refusal(fault: TarFault): BackupError {
     const after = this.#member === undefined ? '' : `, at or after ${showName(this.#member)}`;
-    return new BackupError(`the archive ${this.#file} cannot be restored: ${text}${after}`);
+    const advice = fault instanceof TarDamage ? '' : '; unpack it by hand as the README says';
+    const text = `${fault.message}${after}${advice}`;
+    return new BackupError(`the archive ${this.#file} cannot be restored: ${text}`, {
+      cause: fault,
+    });
   }
 
   #run(): void {
@@ -191,8 +196,8 @@ function describe(
   const { type, magic } = header;
   const pax = paxFields(metas.find((meta) => meta.header.type === 'x')?.records ?? []);
   const sparse = paxSparse(pax.sparse);
-  const plainName = pax.path ?? longName(metas, 'L') ?? header.name;
-  const name = sparse?.name ?? plainName;
+  const headerName = pax.path ?? longName(metas, 'L') ?? header.name;
+  const name = sparse?.name ?? headerName;
   named(name);
   if (!memberTypes.includes(type)) {
     throw new TarFault(`its type ${JSON.stringify(type)} is not one that a container has`);
@@ -209,14 +214,14 @@ function describe(
     throw new TarFault('its headers have two sizes');
   }
   const size = pax.size ?? header.size;
-  const folder = name.at(-1) === 0x2f || plainName.at(-1) === 0x2f;
+  const folder = name.at(-1) === 0x2f || headerName.at(-1) === 0x2f;
   if (size > 0 && (!bodyTypes.includes(type) || folder)) {
     throw new TarFault('it has a body although it is not a file');
   }
-  for (const each of [name, plainName]) checkName(each, 'name');
+  for (const each of [name, headerName]) checkName(each, 'name');
   const linkName = pax.linkpath ?? longName(metas, 'K') ?? header.linkName;
   if (type === '1') checkName(linkName, 'link target');
-  return { member: { metas, header, name, plainName, linkName, size }, sparse };
+  return { member: { metas, header, name, headerName, linkName, size }, sparse };
 
   function isStarSparse(): boolean {
     return (sparse !== undefined || type === 'S') && magic === 'posix' && isStar(header.block);

@@ -49,7 +49,7 @@ export class SecondReader {
     const same =
       entry !== undefined &&
       entry.type === typeOf(member) &&
-      entry.path === seen(member, 'path', member.plainName) &&
+      entry.path === seen(member, 'path', member.headerName) &&
       entry.size === member.size &&
       (!/Link/.test(entry.type) || entry.linkpath === seen(member, 'linkpath', member.linkName));
     if (!same) throw new TarFault('two programs do not read the same in its headers');
@@ -95,7 +95,7 @@ function masked(value: Buffer): string {
   return value.toString('latin1').replace(/[^ -~]/g, '?');
 }
 
-function typeOf({ header, plainName }: TarMember): string | undefined {
+function typeOf({ header, headerName }: TarMember): string | undefined {
   if (header.type !== '0' && header.type !== '\0') return typeNames[header.type];
-  return plainName.at(-1) === 0x2f ? 'Directory' : 'File';
+  return headerName.at(-1) === 0x2f ? 'Directory' : 'File';
 }

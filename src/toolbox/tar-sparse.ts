@@ -1,23 +1,23 @@
-import { blockSize, number, padded, type TarHeader } from './tar-header.ts';
+import { bigNumber, blockSize, padded, type TarHeader } from './tar-header.ts';
 import { TarFault } from './tar-names.ts';
-import { decimal, type PaxRecord } from './tar-pax.ts';
+import { bigDecimal, decimal, type PaxRecord } from './tar-pax.ts';
 
 /**
  * Where the data of a sparse file goes. GNU tar reads as many blocks as the map asks for, whatever the size in
  * the header: a map that disagrees would shift all that follows.
  */
 export class SparseMap {
-  readonly #realSize: number;
-  #end = 0;
-  #data = 0;
+  readonly #realSize: bigint;
+  #end = 0n;
+  #data = 0n;
 
-  constructor(realSize: number) {
+  constructor(realSize: bigint) {
     this.#realSize = realSize;
   }
 
-  add(offset: number, length: number): void {
+  add(offset: bigint, length: bigint): void {
     // Only the last piece of data may end within a block.
-    const partial = length > 0 && this.#data % blockSize !== 0;
+    const partial = length > 0n && this.#data % BigInt(blockSize) !== 0n;
     if (partial || offset < this.#end || offset + length > this.#realSize) throw malformed();
     this.#end = offset + length;
     this.#data += length;
@@ -25,7 +25,7 @@ export class SparseMap {
 
   /** `size`: of the data in the archive. */
   finish(size: number): void {
-    if (this.#data !== size) throw malformed();
+    if (this.#data !== BigInt(size)) throw malformed();
   }
 }
 
@@ -46,20 +46,20 @@ export function paxSparse(records: readonly PaxRecord[]): PaxSparse | undefined 
   const named = name === undefined ? {} : { name };
   if (keys === 'major minor name realsize') {
     if (decimal(value('major')) !== 1 || decimal(value('minor')) !== 0) throw malformed();
-    return { ...named, map: new SparseMap(decimal(value('realsize'))), inBody: true };
+    return { ...named, map: new SparseMap(bigDecimal(value('realsize'))), inBody: true };
   }
   if (!/^((map name|map) numblocks|numblocks numbytes offset) size$/.test(keys)) throw malformed();
   // Without the number GNU tar has no room for the map, and reads the file as a plain one.
   const order = records.map(({ key }) => key);
   const first = order.findIndex((key) => /\.(map|offset|numbytes)$/.test(key));
   if (first < order.indexOf('GNU.sparse.numblocks')) throw malformed();
-  const map = new SparseMap(decimal(value('size')));
+  const map = new SparseMap(bigDecimal(value('size')));
   const pairs = values.has('map')
     ? value('map').toString('latin1').split(',').map(latin1)
     : alternating(records);
   if (pairs.length !== 2 * decimal(value('numblocks'))) throw malformed();
   for (let at = 0; at < pairs.length; at += 2) {
-    map.add(decimal(pairs[at] ?? latin1('')), decimal(pairs[at + 1] ?? latin1('')));
+    map.add(bigDecimal(pairs[at] ?? latin1('')), bigDecimal(pairs[at + 1] ?? latin1('')));
   }
   return { ...named, map, inBody: false };
 }
@@ -72,7 +72,7 @@ export class SparseMapText {
   #read = 0;
   #numbers = 0;
   #wanted = 1;
-  #offset = 0;
+  #offset = 0n;
 
   /** `size`: of map and data. */
   constructor(map: SparseMap, size: number) {
@@ -88,7 +88,7 @@ export class SparseMapText {
         if (this.#digits.length > longestNumber) throw malformed();
         continue;
       }
-      this.#number(decimal(latin1(this.#digits)));
+      this.#number(latin1(this.#digits));
       this.#digits = '';
       if (this.#numbers === this.#wanted) this.#map.finish(this.#size - padded(this.#read));
     }
@@ -99,17 +99,17 @@ export class SparseMapText {
     if (this.#numbers < this.#wanted) throw malformed();
   }
 
-  #number(value: number): void {
-    if (this.#numbers === 0) this.#wanted += 2 * value;
-    else if (this.#numbers % 2 === 1) this.#offset = value;
-    else this.#map.add(this.#offset, value);
+  #number(digits: Buffer): void {
+    if (this.#numbers === 0) this.#wanted += 2 * decimal(digits);
+    else if (this.#numbers % 2 === 1) this.#offset = bigDecimal(digits);
+    else this.#map.add(this.#offset, bigDecimal(digits));
     this.#numbers++;
   }
 }
 
 /** Reads the map of a member of type S; asks for the blocks that continue it. */
 export function* gnuSparse(header: TarHeader): Generator<number, Buffer[], Buffer> {
-  const realSize = number(header.block, 483, 12);
+  const realSize = bigNumber(header.block, 483, 12);
   if (realSize === undefined) throw malformed();
   const map = new SparseMap(realSize);
   const more: Buffer[] = [];
@@ -136,8 +136,8 @@ const longestNumber = 19;
 function slots(map: SparseMap, block: Buffer, at: number, count: number): boolean {
   for (let slot = 0; slot < count; slot++, at += 24) {
     if (block[at + 12] === 0) return false;
-    const offset = number(block, at, 12);
-    const length = number(block, at + 12, 12);
+    const offset = bigNumber(block, at, 12);
+    const length = bigNumber(block, at + 12, 12);
     if (offset === undefined || length === undefined) throw malformed();
     map.add(offset, length);
   }

@@ -1,10 +1,12 @@
 import { execFileSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
+import { lstatSync } from 'node:fs';
 import { link, mkdir, mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest';
 import { hideDevices } from '../../src/toolbox/device-overlay.ts';
+import { collectStaleRestores } from '../../src/toolbox/stale-restores.ts';
 import { withoutDevices } from '../../src/toolbox/tar-filter.ts';
 import { LogLines } from './support/log.ts';
 import { makeTree, pveFlags } from './support/tar-tree.ts';
@@ -21,7 +23,8 @@ beforeAll(async () => {
   mounts = join(directory, 'mounts');
   tree = makeTree(directory);
   // What a container's own root may have made.
-  const odd = 'mknod "$(printf "etc/n\\nl\\377 ")" c 5 1; mkdir dev/sub; mknod dev/sub/full c 1 7';
+  const odd =
+    'mknod "$(printf "etc/n\\nl\\377 ")" c 5 1; mkdir dev/sub; mknod dev/sub/full c 1 7; mknod whiteout c 0 0';
   execFileSync('bash', ['-c', odd], { cwd: tree });
   image = join(directory, 'image');
   const file = join(directory, 'image.sqfs');
@@ -75,11 +78,13 @@ describe('hiding device nodes', () => {
     const view = await hideDevices(source, { mounts, log, signal });
     expect(view.path).not.toBe(source);
     const wanted = join(directory, `wanted-${type}.tar`);
-    await withoutDevices(pack(source, 'original.tar'), wanted, { log, signal });
+    await withoutDevices(pack(source, 'original.tar'), `${wanted}.zst`, { log, signal });
+    execFileSync('zstd', ['-d', '-q', `${wanted}.zst`]);
     const found = pack(view.path, 'view.tar');
     expect(await digest(found)).toBe(await digest(wanted));
     const names = execFileSync('tar', ['-tf', found], { encoding: 'utf8' });
     expect(names).toContain('./dev/sub/full');
+    expect(names).toContain('./whiteout');
     expect(names).not.toMatch(/null$(?<!dev.null)|loop|etc.n.nl/m);
     expect(log.lines.join()).toMatch(/"null".*"usr\/lib\/loop"|"usr\/lib\/loop".*"null"/);
     await view.close();
@@ -111,6 +116,7 @@ describe('hiding device nodes', () => {
     const plain = join(directory, 'plain');
     await mkdir(join(plain, 'dev'), { recursive: true });
     execFileSync('mknod', [join(plain, 'dev/null'), 'c', '1', '3']);
+    execFileSync('mknod', [join(plain, 'whiteout'), 'c', '0', '0']);
     const view = await hideDevices(plain, { mounts, log, signal });
     await view.close();
     expect([view.path, log.lines]).toEqual([plain, []]);
@@ -122,9 +128,25 @@ describe('hiding device nodes', () => {
     execFileSync('mount', ['--rbind', '--make-rprivate', image, join(left, 'm')]);
     await writeFile(join(left, 's'), '');
     execFileSync('mount', ['--bind', join(left, 's'), join(left, 'm/null')]);
-    await (await hideDevices(image, { mounts, log, signal })).close();
+    await collectStaleRestores({ mounts, scratch: join(directory, 'scratch'), log });
     expect(await mountsBelow(mounts)).toEqual([]);
     expect(await readdir(join(mounts, 'trees'))).toEqual([]);
+  });
+
+  test('as many as may be are hidden, and shown again at once', async () => {
+    const many = join(directory, 'a thousand');
+    await mkdir(many);
+    const nodes = 'for n in {1..1000}; do echo "n$n c 1 3"; done | xargs -n 4 mknod';
+    execFileSync('bash', ['-c', nodes], { cwd: many });
+    const view = await hideDevices(many, { mounts, log, signal });
+    const all = Array.from({ length: 1000 }, (_, n) => lstatSync(join(view.path, `n${n + 1}`)));
+    expect(all.every((node) => node.isSocket())).toBe(true);
+    const start = Date.now();
+    await view.close();
+    expect(Date.now() - start).toBeLessThan(3000);
+    expect(await mountsBelow(mounts)).toEqual([]);
+    expect(await readdir(join(mounts, 'trees'))).toEqual([]);
+    expect(execFileSync('find', [many, '-type', 'c', '-printf', '.'])).toHaveLength(1000);
   });
 
   test('cancelled, and too many: nothing stays mounted', async () => {

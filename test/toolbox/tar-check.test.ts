@@ -95,6 +95,16 @@ describe('tar check', () => {
     await expect(checkTar(path, options)).rejects.toThrow(/climbs out/);
   });
 
+  test('says how to get at the files, unless there is nothing to read', () => {
+    expect(outcome(container(file('./dumpdir', { type: 'D' })))).toMatch(
+      /by hand as the README says$/,
+    );
+    expect(outcome(container().subarray(0, block))).toMatch(
+      /its end is missing, at or after "\.\/"$/,
+    );
+    expect(outcome(container(data(1)))).not.toMatch(/README/);
+  });
+
   test('a name cannot forge lines of the log', () => {
     const message = outcome(container(file('../a\n\x1b[31mb')));
     expect(message).toMatch(/"\.\.\/a\\n\\u001b\[31mb"/);

@@ -40,6 +40,8 @@ const oldSparse = (pieces: [number, number][], size: number, goesOn = 0) =>
   });
 export const data = (blocks: number) => Buffer.alloc(blocks * block, 'd');
 
+const largestMap = '1\n9223372036854775295\n512\n';
+
 /** What is refused, and why. */
 export const hostile: [name: string, archive: Buffer, why: RegExp][] = [
   ['a name with ..', container(file('./a/../../evil')), /climbs out.*"\.\/a\/\.\.\/\.\.\/evil"/],
@@ -106,6 +108,19 @@ export const hostile: [name: string, archive: Buffer, why: RegExp][] = [
   ],
   ['a global path', container(pax([['path', '../evil']], 'g')), /global .* sets path/],
   ['a global size', container(pax([['size', '0']], 'g')), /global .* sets size/],
+  [
+    'a global xattr with a line end in its name',
+    container(pax([['SCHILY.xattr.user.a\nb', 'x']], 'g')),
+    /global .* sets SCHILY/,
+  ],
+  [
+    'a sparse file beyond 2^63',
+    container(
+      sparse1(['GNU.sparse.name', './s']),
+      member({ name: './ok' }, tar.pad(Buffer.from('1\n9223372036854775808\n512\n'))),
+    ),
+    /number/,
+  ],
   ['a global linkpath', container(pax([['linkpath', '/x']], 'g')), /global .* sets linkpath/],
   [
     'two pax paths',
@@ -331,6 +346,10 @@ export const friendly: [name: string, archive: Buffer, devices?: string[]][] = [
     container(pax([['SCHILY.xattr.user.x', '\n11 size=99\n19 path=../../evil\n']]), file('./ok')),
   ],
   [
+    'an xattr with a line end in its name',
+    container(pax([['SCHILY.xattr.user.x\n19 path', '../../evil\n']]), file('./ok')),
+  ],
+  [
     'names in no encoding',
     container(
       pax([['path', Buffer.from('./\xff\xfe\n\xe4', 'latin1')]]),
@@ -367,6 +386,46 @@ export const friendly: [name: string, archive: Buffer, devices?: string[]][] = [
     ),
   ],
   [
+    'sparse up to 2^63, 1.0',
+    container(
+      pax([
+        ['GNU.sparse.major', '1'],
+        ['GNU.sparse.minor', '0'],
+        ['GNU.sparse.name', './s'],
+        ['GNU.sparse.realsize', '9223372036854775807'],
+      ]),
+      member({ name: './ok' }, Buffer.concat([tar.pad(Buffer.from(largestMap)), data(1)])),
+    ),
+  ],
+  [
+    'sparse up to 2^63, 0.1',
+    container(
+      pax([
+        ['GNU.sparse.size', '9223372036854775807'],
+        ['GNU.sparse.numblocks', '1'],
+        ['GNU.sparse.map', '9223372036854775295,512'],
+      ]),
+      member({ name: './s' }, data(1)),
+    ),
+  ],
+  [
+    'old sparse up to 2^63',
+    container(
+      tar.header({
+        name: './sparse',
+        type: 'S',
+        magic: tar.gnu,
+        size: 512,
+        patches: [
+          [386, Buffer.from('800000007ffffffffffffdff', 'hex')],
+          [398, tar.octal(512, 12)],
+          [483, Buffer.from('800000007fffffffffffffff', 'hex')],
+        ],
+      }),
+      data(1),
+    ),
+  ],
+  [
     'device nodes',
     container(
       member({ name: './dev/null', type: '3' }),
@@ -377,4 +436,28 @@ export const friendly: [name: string, archive: Buffer, devices?: string[]][] = [
     ),
     ['./x/loop', 'dev/zero', './hard'],
   ],
+  [
+    'whiteouts, but no links into ./dev and no block devices',
+    container(
+      node('./a', '3', '0000000\0', '0000000\0'),
+      member({ name: './b', type: '1', linkName: './a' }),
+      node('./dev/a', '3', '0000000\0', '0000000\0'),
+      member({ name: './c', type: '1', linkName: './dev/a' }),
+      node('./block', '4', '0000000\0', '0000000\0'),
+      node('./major', '3', '0000001\0', '0000000\0'),
+      node('./minor', '3', '0000000\0', '0000001\0'),
+    ),
+    ['./c', './block', './major', './minor'],
+  ],
 ];
+
+function node(name: string, type: '3' | '4', major: string, minor: string): Buffer {
+  return member({
+    name,
+    type,
+    patches: [
+      [329, major],
+      [337, minor],
+    ],
+  });
+}
