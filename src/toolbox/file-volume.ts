@@ -1,6 +1,6 @@
-import { constants } from 'node:fs';
-import { type FileHandle, open, readFile, readlink } from 'node:fs/promises';
-import { basename, dirname } from 'node:path';
+import * as fs from 'node:fs';
+import { readFile, readlink } from 'node:fs/promises';
+import { promisify } from 'node:util';
 import { BackupError, messageOf } from '../protocol/errors.ts';
 import type { DataExtent, DeviceName, VolumeSource } from '../sdk/provider.ts';
 import { abortable, abortError } from './abort.ts';
@@ -8,11 +8,11 @@ import { formatBytes } from './bytes.ts';
 import { DiscardQueue } from './discards.ts';
 import { mergeExtents } from './extents.ts';
 import { alignedBuffers, bufferBytes, pageSize } from './file-volume-buffers.ts';
+import { endNbdfuse, minorOf, type OpenedFile } from './file-volume-mount.ts';
 import { assertNoneFailed } from './file-volume-nbdinfo.ts';
 import { DirtyRegions, type NextRegions } from './file-volume-regions.ts';
 import { explained } from './nbd-errors.ts';
 import { processStartTime } from './processes.ts';
-import { run } from './run.ts';
 
 export interface FileVolumeOptions {
   readonly device: DeviceName;
@@ -33,35 +33,43 @@ export interface FileVolumeOptions {
 
 const deallocateBytes = 1024 * 1024 * 1024;
 
+/** Not a FileHandle: closing the file of an nbdfuse that has ended fails, and it would close it once more. */
+const file = {
+  open: promisify(fs.open),
+  read: promisify(fs.read),
+  stat: promisify(fs.fstat),
+  close: (fd: number) => promisify(fs.close)(fd).catch(() => undefined),
+};
+
 /** Opens a volume that PVE offers as a file or a block device [B7]. `close` before `backup_vm` returns [E10]. */
 export async function openFileVolume(options: FileVolumeOptions): Promise<FileVolume> {
   const { device, path, size, signal } = options;
   if (signal.aborted) throw abortError(signal);
   // The kernel would read ahead of buffered reads, into areas that cannot be read [E3].
-  const flags = constants.O_RDONLY | constants.O_DIRECT;
-  let file: FileHandle | undefined;
+  const flags = fs.constants.O_RDONLY | fs.constants.O_DIRECT;
+  let fd: number | undefined;
   try {
-    file = await abortable(open(path, flags), signal);
-    const real = await sizeOf(file);
+    fd = await abortable(file.open(path, flags), signal);
+    const stats = await file.stat(fd);
+    const real = stats.isBlockDevice() ? await deviceSize(stats.rdev) : stats.size;
     if (real !== size) {
       throw new BackupError(
         `${device} has ${size} bytes in the backup job, but ${real} in its file;` +
           ' was it resized? Run the backup again',
       );
     }
-    return new FileVolume(options, file, await readlink(`/proc/self/fd/${file.fd}`));
+    const opened = { fd, path: await readlink(`/proc/self/fd/${fd}`), dev: stats.dev };
+    return new FileVolume(options, opened);
   } catch (error) {
-    await file?.close();
+    if (fd !== undefined) await file.close(fd);
+    if (signal.aborted) throw abortError(signal);
     throw explained(error, `cannot open the file of ${device}`);
   }
 }
 
-async function sizeOf(file: FileHandle): Promise<number> {
-  const stats = await file.stat();
-  if (!stats.isBlockDevice()) return stats.size;
-  const { rdev } = stats;
-  const [major, minor] = [(rdev >> 8) & 0xfff, (rdev & 0xff) | ((rdev >> 12) & 0xfff00)];
-  return 512 * Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'latin1'));
+async function deviceSize(rdev: number): Promise<number> {
+  const device = `${(rdev >> 8) & 0xfff}:${minorOf(rdev)}`;
+  return 512 * Number(await readFile(`/sys/dev/block/${device}/size`, 'latin1'));
 }
 
 /** One disk as nbdfuse shows it, or as a block device: mechanisms file-handle and block-device. */
@@ -70,19 +78,18 @@ export class FileVolume implements VolumeSource {
   readonly size: number;
   readonly bitmapMode: VolumeSource['bitmapMode'];
   readonly #options: FileVolumeOptions;
-  readonly #file: FileHandle;
-  readonly #path: string;
+  readonly #opened: OpenedFile;
+  readonly #reads = new Set<Promise<void>>();
   readonly #regions: DirtyRegions;
   readonly #discards: DiscardQueue;
   #closed: Promise<void> | undefined;
 
-  constructor(options: FileVolumeOptions, file: FileHandle, path: string) {
+  constructor(options: FileVolumeOptions, opened: OpenedFile) {
     this.device = options.device;
     this.size = options.size;
     this.bitmapMode = options.bitmapMode;
     this.#options = options;
-    this.#file = file;
-    this.#path = path;
+    this.#opened = opened;
     const whenComplete = () => assertNoneFailed(options.owner.pid, 'nbdinfo');
     this.#regions = new DirtyRegions(options, options.nextRegions, whenComplete);
     this.#discards = new DiscardQueue(options.discardAlignment ?? 64 * 1024);
@@ -99,11 +106,15 @@ export class FileVolume implements VolumeSource {
     signal: AbortSignal = this.#options.signal,
     into = Buffer.allocUnsafeSlow(length),
   ): Promise<Buffer> {
+    if (this.#closed !== undefined) throw new Error(`${this.device} is closed`);
     const parts: Promise<void>[] = [];
     const end = offset + length;
     for (let at = offset, next = at; at < end; at = next) {
       next = Math.min((Math.floor(at / bufferBytes) + 1) * bufferBytes, end);
-      parts.push(this.#readPart(at, into.subarray(at - offset, next - offset), signal));
+      const part = this.#readPart(at, into.subarray(at - offset, next - offset), signal);
+      this.#reads.add(part);
+      part.catch(() => undefined).finally(() => this.#reads.delete(part));
+      parts.push(part);
     }
     await abortable(Promise.all(parts), signal);
     return into;
@@ -126,21 +137,9 @@ export class FileVolume implements VolumeSource {
 
   async #close(): Promise<void> {
     const { pid, startTime } = this.#options.owner;
-    if ((await processStartTime(pid)) !== startTime) await this.#unmount();
-    await this.#file.close();
-  }
-
-  /**
-   * A killed vzdump leaves nbdfuse and the process that waits for it, which holds the lock of all backups
-   * of the node [A6]. Forced, for a read may hang.
-   */
-  async #unmount(): Promise<void> {
-    const directory = dirname(this.#path);
-    const table = await readFile('/proc/self/mountinfo', 'utf8');
-    const mount = table.split('\n').find((line) => line.split(' ')[4] === directory);
-    const isItsOwn = basename(this.#path) === this.device && / - fuse\S* /.test(mount ?? '');
-    if (!isItsOwn) return;
-    await run('umount', ['--no-canonicalize', '--internal-only', '--force', '--lazy', directory]);
+    if ((await processStartTime(pid)) !== startTime) await endNbdfuse(this.device, this.#opened);
+    await Promise.allSettled(this.#reads);
+    await file.close(this.#opened.fd);
   }
 
   /** One page-aligned cover of `target`; what a read leaves out is asked for once more. */
@@ -153,7 +152,13 @@ export class FileVolume implements VolumeSource {
       try {
         for (let done = 0; done < needed; ) {
           const position = start + done;
-          const { bytesRead } = await this.#file.read(buffer, done, length - done, position);
+          const { bytesRead } = await file.read(
+            this.#opened.fd,
+            buffer,
+            done,
+            length - done,
+            position,
+          );
           if (bytesRead === 0) throw new BackupError(`${this.device} ends at ${position}`);
           done += bytesRead;
         }
