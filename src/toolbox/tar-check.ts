@@ -22,7 +22,7 @@ export interface CheckTarOptions {
 }
 
 /** What PVE's own check asks for. */
-const leastMembers = 10;
+export const leastMembers = 10;
 
 /**
  * Reads a container's archive to its end, and rejects with what is wrong with it before PVE has changed
