@@ -9,6 +9,8 @@ export interface TreeTotals {
 }
 
 export interface TreeScan extends TreeTotals {
+  /** Whether there is ./sbin, a directory or a link, as PVE asks for [C7]. */
+  readonly hasSbin: boolean;
   /** Device nodes outside ./dev: the first names, and how many there are. */
   readonly devices: { readonly first: readonly string[]; readonly count: number };
 }
@@ -27,12 +29,14 @@ export async function scanTree(
 ): Promise<TreeScan> {
   const [program, ...lead] = namespaces.enter(directory, options.capabilities);
   const stat = ['stat', '--printf=D%r %n\\0', '--'];
+  const sbin = ['(', '-type', 'd', '-o', '-type', 'l', ')'];
   const find = [
     ...['find', ...sources, '-nowarn', '-ignore_readdir_race', '-xdev'],
     ...[...findExcludes(options.exclude), '-prune', '-o'],
     ...['-type', 'b', '!', '-path', './dev/*', '-printf', 'Db %p\\0', '-o'],
     // Of find alone no device's number is to be had.
     ...['-type', 'c', '!', '-path', './dev/*', '-exec', ...stat, '{}', '+'],
+    ...['-o', '-path', './sbin', ...sbin, '-printf', 'S\\0'],
     ...['-o', '-printf', '%y %b %s\\0'],
   ];
   const { stdin, stdout, exited } = await startProgram(program, [...lead, ...find], {
@@ -42,6 +46,7 @@ export async function scanTree(
   });
   stdin.end();
   const totals = { entries: 0, bytes: 0 };
+  let hasSbin = false;
   const devices = { first: [] as string[], count: 0 };
   for await (const record of records(stdout)) {
     totals.entries++;
@@ -53,6 +58,8 @@ export async function scanTree(
       if (type === 'D0') continue;
       devices.count++;
       if (devices.first.length < maxNamed) devices.first.push(name);
+    } else if (type === 'S') {
+      hasSbin = true;
     } else if (type === 'f') {
       // A sparse file has fewer blocks than its size needs, a small one more.
       const data = Math.min(Number(size), Number(blocks) * sectorSize);
@@ -60,7 +67,7 @@ export async function scanTree(
     }
   }
   await exited;
-  return { ...totals, devices };
+  return { ...totals, devices, hasSbin };
 }
 
 async function* records(chunks: AsyncIterable<Buffer>): AsyncIterable<string> {

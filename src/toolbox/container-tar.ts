@@ -9,6 +9,7 @@ import { tarExcludes, uselessExcludes } from './excludes.ts';
 import type { Namespaces } from './namespaces.ts';
 import { openPipe } from './pipe.ts';
 import { startProgram } from './run.ts';
+import { leastMembers } from './tar-check.ts';
 import { TarMessages } from './tar-messages.ts';
 import { startTarPrograms, type TarPrograms } from './tar-programs.ts';
 
@@ -41,6 +42,7 @@ const capabilities = ['dac_read_search'];
 const intervalMs = 3000;
 const maxNamed = 20;
 const maxLine = 1000;
+const willRefuse = 'PVE will refuse to restore it';
 
 /** Starts tar inside the namespaces, and the filter outside. */
 export async function startTar(source: TarSource, options: TarOptions): Promise<TarStream> {
@@ -107,6 +109,7 @@ export async function startTar(source: TarSource, options: TarOptions): Promise<
       .then(async (): Promise<TarTotals> => {
         await scanned;
         if (changes > maxNamed) log.warn(`and ${changes - maxNamed} more such warnings of tar`);
+        if (messages.entries < leastMembers) log.warn(`fewer than ten files: ${willRefuse}`);
         const bytes = messages.totalBytes ?? 0;
         progress.finish(counts(bytes));
         return { entries: messages.entries, bytes };
@@ -127,8 +130,9 @@ async function scan(
 ): Promise<void> {
   const { log } = source;
   try {
-    const { devices, ...totals } = await scanTree(source, { ...options, capabilities });
+    const { devices, hasSbin, ...totals } = await scanTree(source, { ...options, capabilities });
     progress.expect(totals);
+    if (!hasSbin) log.warn(`the container has no /sbin: ${willRefuse}`);
     for (const name of devices.first) {
       log.warn(
         `${shorten(name)} is a device node: it is in the archive,` +

@@ -17,19 +17,32 @@ export interface TarReport {
 export interface CheckTarOptions {
   readonly log: Logger;
   readonly signal: AbortSignal;
+  /** Of the file, in lower-case hexadecimal: the check then includes it. */
+  readonly sha256?: string | undefined;
 }
 
 /** What PVE's own check asks for. */
-const leastMembers = 10;
+export const leastMembers = 10;
 
 /**
  * Reads a container's archive to its end, and rejects with what is wrong with it before PVE has changed
  * anything: a name that leaves the container, damage, or what GNU tar might read differently [C7].
  */
 export async function checkTar(path: string, options: CheckTarOptions): Promise<TarReport> {
-  const { log, signal } = options;
+  const { log, signal, sha256 } = options;
   const check = new TarCheck(path);
-  for await (const chunk of readTar(path, { signal })) check.push(chunk);
+  let fault: unknown;
+  for await (const chunk of readTar(path, { signal, sha256 })) {
+    if (fault !== undefined) continue;
+    try {
+      check.push(chunk);
+    } catch (error) {
+      if (sha256 === undefined) throw error;
+      // Maybe it only follows from damage, which the end will show.
+      fault = error;
+    }
+  }
+  if (fault !== undefined) throw fault;
   const report = check.end();
   log.debug('checked an archive', { path, entries: report.entries, devices: report.deviceCount });
   return report;

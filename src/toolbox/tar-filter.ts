@@ -9,12 +9,14 @@ import { abortError, follow } from './abort.ts';
 import { startProgram } from './run.ts';
 import { DeviceFilter } from './tar-devices.ts';
 import { blockSize } from './tar-header.ts';
-import { readTar } from './tar-input.ts';
+import { readTar, type TarInputOptions } from './tar-input.ts';
 import { type TarMeta, TarReader } from './tar-reader.ts';
 
 export interface WithoutDevicesOptions {
   readonly log: Logger;
   readonly signal: AbortSignal;
+  /** As for `checkTar`. */
+  readonly sha256?: string | undefined;
 }
 
 /** As GNU tar ends an archive: two zero blocks at least, and full records of this size. */
@@ -32,7 +34,7 @@ export async function withoutDevices(
   target: string,
   options: WithoutDevicesOptions,
 ): Promise<void> {
-  const { log, signal } = options;
+  const { log, signal, sha256 } = options;
   await checkSpace(path, target);
   const file = createWriteStream(target, { flags: 'wx', mode: 0o600 });
   await once(file, 'open');
@@ -45,7 +47,7 @@ export async function withoutDevices(
       cause ??= error;
       abort.abort();
     });
-  const kept = keep(path, abort.signal);
+  const kept = keep(path, { signal: abort.signal, sha256 });
   try {
     if (signal.aborted) throw abortError(signal);
     const zstd = await startProgram('zstd', ['-1', '-q', '-c'], { signal: abort.signal, log });
@@ -73,7 +75,7 @@ async function checkSpace(path: string, target: string): Promise<void> {
 }
 
 /** The bytes of the copy. */
-async function* keep(path: string, signal: AbortSignal): AsyncGenerator<Buffer> {
+async function* keep(path: string, options: TarInputOptions): AsyncGenerator<Buffer> {
   const filter = new DeviceFilter();
   let kept: Buffer[] = [];
   let [written, isKept] = [0, true];
@@ -95,7 +97,7 @@ async function* keep(path: string, signal: AbortSignal): AsyncGenerator<Buffer> 
     },
     global: addMeta,
   });
-  for await (const chunk of readTar(path, { signal })) {
+  for await (const chunk of readTar(path, options)) {
     reader.push(chunk);
     const ready = kept;
     kept = [];

@@ -1,11 +1,15 @@
+import { createHash, type Hash } from 'node:crypto';
 import { constants } from 'node:fs';
 import { type FileHandle, open } from 'node:fs/promises';
+import type { Writable } from 'node:stream';
 import { BackupError, messageOf } from '../protocol/errors.ts';
 import { abortError } from './abort.ts';
 import { startProgram } from './run.ts';
 
 export interface TarInputOptions {
   readonly signal: AbortSignal;
+  /** Of the file as it lies there, in lower-case hexadecimal: what differs is refused at the end. */
+  readonly sha256?: string | undefined;
 }
 
 interface Compression {
@@ -28,7 +32,7 @@ const chunkSize = 1024 * 1024;
 
 /** The bytes of a tar archive, read from its start to its end and decompressed as its name says. */
 export async function* readTar(path: string, options: TarInputOptions): AsyncGenerator<Buffer> {
-  const { signal } = options;
+  const { signal, sha256 } = options;
   if (signal.aborted) throw abortError(signal);
   const [, suffix] = /\.tar(\.[^.]+)?$/.exec(path) ?? [undefined, '.'];
   const compression = compressions.get(suffix ?? '');
@@ -41,8 +45,23 @@ export async function* readTar(path: string, options: TarInputOptions): AsyncGen
   try {
     if (!(await file.stat()).isFile()) throw new BackupError(`${path} is not a regular file`);
     await checkMagic(file, path, compression);
-    if (compression === undefined) yield* readPlain(file, signal);
-    else yield* readThrough(compression.program, path, signal);
+    const hash = sha256 === undefined ? undefined : createHash('sha256');
+    const source = hash === undefined ? readPlain(file, signal) : hashed(file, signal, hash);
+    let failure: unknown;
+    try {
+      yield* compression === undefined
+        ? source
+        : readThrough(compression.program, path, source, { signal, toEnd: hash !== undefined });
+    } catch (error) {
+      if (signal.aborted) throw error;
+      failure = error;
+    }
+    // Before what the decompressor says, which only follows from it.
+    if (hash !== undefined && hash.digest('hex') !== sha256) {
+      const text = `the archive ${path} is damaged: its content is not what was backed up`;
+      throw new BackupError(text, { cause: failure });
+    }
+    if (failure !== undefined) throw failure;
   } finally {
     await file.close();
   }
@@ -70,21 +89,58 @@ async function* readPlain(file: FileHandle, signal: AbortSignal): AsyncGenerator
   }
 }
 
+async function* hashed(file: FileHandle, signal: AbortSignal, hash: Hash): AsyncGenerator<Buffer> {
+  for await (const chunk of readPlain(file, signal)) {
+    hash.update(chunk);
+    yield chunk;
+  }
+}
+
 async function* readThrough(
   program: string,
   path: string,
-  signal: AbortSignal,
+  source: AsyncIterable<Buffer>,
+  options: { signal: AbortSignal; toEnd: boolean },
 ): AsyncGenerator<Buffer> {
-  const running = await startProgram(program, ['-dc', '--', path], { signal });
-  running.stdin.end();
+  const { signal } = options;
+  let { toEnd } = options;
+  const running = await startProgram(program, ['-dc'], { signal });
+  const fed = feed(source, running.stdin, () => toEnd);
+  fed.catch(() => running.stop());
   try {
     for await (const chunk of running.stdout as AsyncIterable<Buffer>) yield chunk;
     await running.exited;
   } catch (error) {
+    // What could not be read is the cause.
+    await fed;
     if (signal.aborted) throw abortError(signal);
     const text = `the archive ${path} cannot be restored: ${messageOf(error)}`;
     throw new BackupError(text, { cause: error });
   } finally {
+    toEnd = false;
     await running.stop();
+    await fed.catch(() => undefined);
   }
+}
+
+/** With `toEnd` the source is read to its end, though the program may have ended. */
+async function feed(
+  source: AsyncIterable<Buffer>,
+  stdin: Writable,
+  toEnd: () => boolean,
+): Promise<void> {
+  for await (const chunk of source) {
+    if (stdin.destroyed && !toEnd()) return;
+    if (stdin.destroyed || stdin.write(chunk)) continue;
+    await new Promise<void>((resolve) => {
+      const goOn = () => {
+        stdin.off('drain', goOn);
+        stdin.off('close', goOn);
+        resolve();
+      };
+      stdin.once('drain', goOn);
+      stdin.once('close', goOn);
+    });
+  }
+  stdin.end();
 }

@@ -13,6 +13,8 @@ export interface PrepareTarOptions {
   readonly scratch: string;
   readonly log: Logger;
   readonly signal: AbortSignal;
+  /** What the file's SHA-256 must be, in lower-case hexadecimal, if it is known. */
+  readonly sha256?: string | undefined;
 }
 
 /** What PVE may be given in place of the archive; `close` is idempotent. */
@@ -26,13 +28,13 @@ export interface PreparedTar {
  * itself, or a copy without the device nodes that cannot be created there.
  */
 export async function prepareTar(path: string, options: PrepareTarOptions): Promise<PreparedTar> {
-  const { scratch, log, signal } = options;
-  const report = await checkTar(path, { log, signal });
+  const { scratch, log, signal, sha256 } = options;
+  const report = await checkTar(path, { log, signal, sha256 });
   if (report.deviceCount === 0) return { path, close: async () => undefined };
   log.warn(deviceWarning(report.devices, report.deviceCount));
   await mkdir(scratch, { recursive: true, mode: 0o700 });
   const copy = join(scratch, await ownedName({ suffix }));
-  await withoutDevices(path, copy, { log, signal });
+  await withoutDevices(path, copy, { log, signal, sha256 });
   return { path: copy, close: () => rm(copy, { force: true }) };
 }
 

@@ -11,7 +11,14 @@ import { join } from 'node:path';
 import { buffer } from 'node:stream/consumers';
 import { describe, expect, test } from 'vitest';
 import type { ContainerCaller } from './support/container-caller.ts';
-import { container, firstBytes, memberOf, namesOf, openTree } from './support/container-tree.ts';
+import {
+  container,
+  firstBytes,
+  memberOf,
+  namesOf,
+  openTree,
+  warningsOf,
+} from './support/container-tree.ts';
 
 const size = 8 * 1024 * 1024;
 const content = (name: string) => Buffer.alloc(size, `${name} of the container\n`);
@@ -30,7 +37,7 @@ async function waitingTar() {
     return { data, totals: await done };
   };
   const path = (name = '') => join(caller.root, 'd', name);
-  const warnings = () => tree.log.lines.filter((line) => line.startsWith('warn'));
+  const warnings = () => warningsOf(tree.log);
   return { first: path(first), second: path(second), names: { first, second }, finish, warnings };
 }
 
@@ -82,7 +89,7 @@ describe('a container that goes on living', () => {
     const missing = 62 - (await done).entries;
     expect(missing).toBeGreaterThan(30);
     expect(namesOf(data)).toHaveLength(62 - missing);
-    const warnings = tree.log.lines.filter((line) => line.startsWith('warn'));
+    const warnings = warningsOf(tree.log);
     expect(warnings).toHaveLength(21);
     expect(warnings.at(-1)).toMatch(/^warn: and \d+ more/);
   });

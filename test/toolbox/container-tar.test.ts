@@ -4,7 +4,14 @@ import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
 import { scanTree } from '../../src/toolbox/container-scan.ts';
 import { openNamespaces } from '../../src/toolbox/namespaces.ts';
-import { container, memberOf, namesOf, openTree, readTar } from './support/container-tree.ts';
+import {
+  container,
+  memberOf,
+  namesOf,
+  openTree,
+  readTar,
+  warningsOf,
+} from './support/container-tree.ts';
 
 const files = `
   mkdir -p tmp/sub var/tmp var/run/deep home/user/cache './-dash dir' 'a [b]' deep/lost+found lost+found
@@ -74,7 +81,7 @@ describe('what the tar of a container holds', () => {
       expect(found.entries, exclude.join(' ')).toBe(expected.length);
     }
     await namespaces.close();
-    expect(tree.log.lines.filter((line) => line.startsWith('warn'))).toEqual([
+    expect(warningsOf(tree.log)).toEqual([
       "warn: the exclude pattern '/tmp/' matches nothing, since it ends with a slash",
     ]);
   });
@@ -123,7 +130,21 @@ describe('what the tar of a container holds', () => {
     expect(totals).toEqual({ entries: names.length + 6, bytes: data.length });
     expect(namesOf(data)).toHaveLength(names.length + 6);
     for (const name of names) expect(memberOf(data, `./${name}`).toString()).toBe(name);
-    expect(tree.log.lines.filter((line) => line.startsWith('warn'))).toEqual([]);
+    expect(warningsOf(tree.log)).toEqual([]);
+  });
+
+  test.each([
+    ['mkdir sbin; touch {1..8}', []],
+    ['ln -s usr/sbin sbin; touch {1..8}', []],
+    ['mkdir sbin; touch {1..7}', ['fewer than ten files']],
+    ['mkdir usr usr/sbin; touch sbin {1..8}', ['the container has no /sbin']],
+    ['touch x', ['the container has no /sbin', 'fewer than ten files']],
+  ])('C7: what PVE will refuse is said: %s', async (script, expected) => {
+    const tree = await openTree(await container().fill(script).giveAway().start());
+    await readTar(tree);
+    expect(tree.log.lines.filter((line) => line.startsWith('warn'))).toEqual(
+      expected.map((text) => `warn: ${text}: PVE will refuse to restore it`),
+    );
   });
 
   test('C7: device nodes outside ./dev are in it, and named', async () => {
@@ -134,7 +155,7 @@ describe('what the tar of a container holds', () => {
     const tree = await openTree(await caller.giveAway().start());
     const { data } = await readTar(tree, { exclude: ['/skip'] });
     expect(namesOf(data)).toContain('./srv/block');
-    const warnings = tree.log.lines.filter((line) => line.startsWith('warn'));
+    const warnings = warningsOf(tree.log);
     expect(warnings).toHaveLength(11);
     expect(warnings[0]).toMatch(/\.\/srv\/\w+ is a device node: it is in the archive, but cannot/);
     expect(warnings[10]).toBe('warn: and 4 more device nodes outside ./dev');

@@ -1,11 +1,12 @@
 import { execFileSync } from 'node:child_process';
+import { createHash, randomBytes } from 'node:crypto';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { checkTar } from '../../src/toolbox/tar-check.ts';
 import { LogLines } from './support/log.ts';
-import { container } from './support/tar-archive.ts';
+import { container, member } from './support/tar-archive.ts';
 
 const options = { log: new LogLines(), signal: new AbortController().signal };
 let directory: string;
@@ -50,6 +51,33 @@ describe('compression', () => {
       await expect(checkTar(plain, options)).rejects.toThrow(`compressed by ${program}`);
     });
   }
+
+  test.each(['tar', 'tar.gz', 'tar.zst'])(
+    'one byte that is not what it was: .%s',
+    async (suffix) => {
+      const plain = container(member({ name: './large' }, randomBytes(3 << 20)));
+      const program = { tar: 'cat', 'tar.gz': 'gzip', 'tar.zst': 'zstd' }[suffix] ?? '';
+      const archive = execFileSync(program, { input: plain, maxBuffer: 1e8 });
+      const sha256 = createHash('sha256').update(archive).digest('hex');
+      const path = join(directory, `hashed.${suffix}`);
+      await writeFile(path, archive);
+      expect(await checkTar(path, { ...options, sha256 })).toMatchObject({ entries: 14 });
+      // In a header, in the midst, in the padding at the end.
+      for (const at of [160, archive.length >> 1, archive.length - 1]) {
+        const flipped = Buffer.from(archive);
+        flipped.writeUInt8(flipped.readUInt8(at) ^ 1, at);
+        await writeFile(path, flipped);
+        await expect(checkTar(path, { ...options, sha256 })).rejects.toThrow(
+          /damaged: its content is not what was backed up$/,
+        );
+      }
+      // The hash does not stand for the check.
+      const bad = execFileSync(program, { input: plain.subarray(0, -1024), maxBuffer: 1e8 });
+      await writeFile(path, bad);
+      const badHash = createHash('sha256').update(bad).digest('hex');
+      await expect(checkTar(path, { ...options, sha256: badHash })).rejects.toThrow(/is cut off/);
+    },
+  );
 
   test('no other names, no other files', async () => {
     for (const name of ['a.tgz', 'a.tar.br', 'a.tar.gz.old', 'a.zip']) {

@@ -129,6 +129,18 @@ test('an archive without them is given as it is', async () => {
   expect(await readFile(path)).toHaveLength(container().length + 512);
 });
 
+test('C7: what is not as it was backed up is refused', async () => {
+  const path = join(directory, 'hashed.tar');
+  const archive = container(member({ name: './n', type: '3' }), member({ name: './x' }, 'data'));
+  await writeFile(path, archive);
+  const sha256 = createHash('sha256').update(archive).digest('hex');
+  await (await prepareTar(path, { scratch, log, signal, sha256 })).close();
+  await writeFile(path, Buffer.from(archive.toString('latin1').replace('data', 'Data'), 'latin1'));
+  await (await prepareTar(path, { scratch, log, signal })).close();
+  await expect(prepareTar(path, { scratch, log, signal, sha256 })).rejects.toThrow(/is damaged/);
+  expect(await readdir(scratch)).toEqual([]);
+});
+
 test('a refused archive leaves nothing', async () => {
   const path = join(directory, 'bad.tar');
   await writeFile(path, container(member({ name: './n', type: '3' }), member({ name: '../n' })));

@@ -59,6 +59,11 @@ export function namesOf(tar: Buffer): string[] {
   return execFileSync('tar', ['-tf', '-'], options).toString().trimEnd().split('\n').sort();
 }
 
+/** But for those of trees that are too small to be containers. */
+export function warningsOf({ lines }: LogLines): string[] {
+  return lines.filter((line) => line.startsWith('warn') && !line.includes('PVE will refuse'));
+}
+
 /** The content of one member. */
 export function memberOf(tar: Buffer, name: string): Buffer {
   return execFileSync('tar', ['-xOf', '-', name], { input: tar, maxBuffer: 1e9 });
