@@ -3,7 +3,7 @@ import type { Handlers, Params } from '../protocol/methods.ts';
 import { archiveName } from '../protocol/model.ts';
 import type { ContainerBackup, Guest, VmBackup } from '../sdk/provider.ts';
 import { sleep } from '../toolbox/abort.ts';
-import { collectStaleExports } from '../toolbox/image-export.ts';
+import { collectStaleRestores } from '../toolbox/stale-restores.ts';
 import { runContainerBackup } from './container-run.ts';
 import type { Context } from './session.ts';
 import { noteBitmaps, planBitmaps, runVmBackup } from './vm-run.ts';
@@ -102,7 +102,7 @@ export class BackupJob {
   /** Also begun by `backup_init`: a host that replaces a dead one in mid-job gets no job_init. */
   async #start(startTime: Date): Promise<void> {
     if (this.#open) return;
-    await collectStaleExports(this.#context.mounts, this.#context.log);
+    await collectStaleRestores(this.#context);
     await this.#context.provider.startJob?.({ startTime });
     this.#open = true;
     this.#context.lifecycle.hold();

@@ -18,7 +18,7 @@ export function containerMechanism(title: string, archive: Archive): 'tar' | 'di
 
 /** Opens a container's archive for PVE, without what would make the unpacking fail in the middle [C7]. */
 export async function openContainer(
-  { title, cacheDir, mounts, log }: Context,
+  { title, scratch, mounts, log }: Context,
   archive: Archive,
   signal: AbortSignal,
 ): Promise<{ path: ContainerPath; stack: ReleaseStack }> {
@@ -29,7 +29,12 @@ export async function openContainer(
     if (restore === undefined) throw new BackupError(`${title} does not restore containers`);
     stack.add(`archive ${archive.info.name}`, () => restore.close());
     if (mechanism === 'tar') {
-      const tar = await prepareTar(restore.path, { scratch: cacheDir, log, signal });
+      const tar = await prepareTar(restore.path, {
+        scratch,
+        log,
+        signal,
+        sha256: restore.sha256,
+      });
       stack.add('the checked archive', () => tar.close());
       return { path: { 'tar-path': tar.path }, stack };
     }

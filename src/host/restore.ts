@@ -1,8 +1,9 @@
 import { BackupError } from '../protocol/errors.ts';
 import type { Handlers } from '../protocol/methods.ts';
 import type { VmRestore } from '../sdk/provider.ts';
-import { collectStaleExports, exportImage } from '../toolbox/image-export.ts';
+import { exportImage } from '../toolbox/image-export.ts';
 import { ReleaseStack } from '../toolbox/release.ts';
+import { collectStaleRestores } from '../toolbox/stale-restores.ts';
 import { archiveOf } from './archive.ts';
 import { containerMechanism, openContainer } from './container-restore.ts';
 import type { Context } from './session.ts';
@@ -93,9 +94,8 @@ export class Restores {
   }
 
   async #makeReady(volname: string): Promise<void> {
-    const { mounts, log } = this.#context;
     await this.#cleanup(volname);
-    await collectStaleExports(mounts, log);
+    await collectStaleRestores(this.#context);
   }
 
   #keep(volname: string, open: OpenRestore): void {

@@ -24,7 +24,7 @@ export interface Context {
   /** Where images are served as files; of all storages of the node. */
   readonly mounts: string;
   /** On disk; what lies there may be lost at any time. */
-  readonly cacheDir: string;
+  readonly scratch: string;
   readonly log: Logger;
   readonly lifecycle: Lifecycle;
   /** The PVE process that this host belongs to. */
@@ -128,8 +128,8 @@ export class Session {
     };
     const provider = definition.open(storage);
     const { title } = definition;
-    const { mounts, cacheDir } = paths;
-    const shared = { root, storeid, title, provider, mounts, cacheDir, log, lifecycle };
+    const { mounts, cacheDir: scratch } = paths;
+    const shared = { root, storeid, title, provider, mounts, scratch, log, lifecycle };
     const context = { ...shared, owner, askShim };
     const job = new BackupJob(context);
     const restores = new Restores(context);

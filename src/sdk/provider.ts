@@ -272,6 +272,8 @@ export type ContainerMechanism = 'tar' | 'directory';
  */
 export interface ContainerRestore {
   readonly path: string;
+  /** Of a tar, what the SHA-256 of the file has to be, in lower-case hexadecimal; absent: not known. */
+  readonly sha256?: string;
   /** Releases what was taken; idempotent. */
   close(): Promise<void>;
 }

@@ -144,9 +144,11 @@ class BridgeArchive extends StoredArchive {
   protected openContainer(): Promise<ContainerRestore> {
     const { store, info } = this;
     return this.#locked(async (close) => {
-      const { container } = this.#record;
+      const { container, files } = this.#record;
       if (container === undefined) throw new BackupError(`archive ${info.name} has no tar`);
-      return { path: await proveTar(store.layout, info.name, container), close };
+      const path = await proveTar(store.layout, info.name, container);
+      const sha256 = files[container.tar];
+      return { path, ...(sha256 !== undefined && { sha256 }), close };
     });
   }
 
