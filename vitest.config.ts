@@ -6,7 +6,8 @@ const polls = 'test/e2e/polls*.test.ts';
 /** `unit` runs in seconds; `system` starts QEMU, Perl and mounts; `polls` wants the machine to itself. */
 export default defineConfig({
   test: {
-    poolOptions: { forks: { minForks: 2, maxForks: 2 } },
+    // Most of what takes long is waiting, so that two processors keep up with three.
+    poolOptions: { forks: { minForks: 3, maxForks: 3 } },
     projects: [
       {
         test: {
