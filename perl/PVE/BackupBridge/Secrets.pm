@@ -13,6 +13,7 @@ use PVE::BackupBridge::Manifest;
 use PVE::BackupBridge::Untaint qw(match);
 
 my sub directory() {
+    no warnings 'once';
     return "$PVE::BackupBridge::Client::ROOT/etc/pve/priv/storage";
 }
 
