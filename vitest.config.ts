@@ -1,9 +1,11 @@
 import { defineConfig } from 'vitest/config';
 
-/** How long a poll takes is part of what they test. */
-const polls = 'test/e2e/polls*.test.ts';
+/** These test how long a poll takes, and what is left of mounts, which others' mount namespaces would copy. */
+const sensitive = ['polls*', 'faults-restore', 'file-handle-faults'].map(
+  (name) => `test/e2e/${name}.test.ts`,
+);
 
-/** `unit` runs in seconds; `system` starts QEMU, Perl and mounts; `polls` wants the machine to itself. */
+/** `unit` runs in seconds; `system` starts QEMU, Perl and mounts; `alone` wants the machine to itself. */
 export default defineConfig({
   test: {
     // Most of what takes long is waiting, so that two processors keep up with three.
@@ -21,15 +23,15 @@ export default defineConfig({
         test: {
           name: 'system',
           include: ['test/e2e/**/*.test.ts', 'test/fixtures/**/*.test.ts'],
-          exclude: [polls],
+          exclude: sensitive,
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },
       },
       {
         test: {
-          name: 'polls',
-          include: [polls],
+          name: 'alone',
+          include: sensitive,
           poolOptions: { forks: { singleFork: true } },
           testTimeout: 120_000,
           hookTimeout: 120_000,

