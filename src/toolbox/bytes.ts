@@ -10,3 +10,13 @@ export function formatBytes(bytes: number, digits = 1): string {
   }
   return `${value.toFixed(unit === 0 ? 0 : digits)} ${units[unit]}`;
 }
+
+/** `12.3 MiB/s`; never below 0, since what was counted late may seem to shrink. */
+export function formatRate(bytes: number, seconds: number): string {
+  return `${formatBytes(Math.max(bytes, 0) / Math.max(seconds, 0.001))}/s`;
+}
+
+/** `1.20 MiB (34%)`, of a whole that is not 0. */
+export function formatShare(part: number, whole: number): string {
+  return `${formatBytes(part, 2)} (${Math.floor((part / whole) * 100)}%)`;
+}

@@ -1,5 +1,5 @@
 import type { Logger } from '../sdk/provider.ts';
-import { formatBytes } from './bytes.ts';
+import { formatBytes, formatRate, formatShare } from './bytes.ts';
 import type { TreeTotals } from './container-scan.ts';
 
 /** What is done so far. */
@@ -44,10 +44,10 @@ export class ContainerProgress {
     const seconds = (now - this.#last.at) / 1000;
     const { bytes, written } = counts;
     const write =
-      written === undefined ? '' : `, write: ${rate(written - this.#last.written, seconds)}`;
+      written === undefined ? '' : `, write: ${formatRate(written - this.#last.written, seconds)}`;
     this.#log.info(
       `${this.#amount(counts, percent)} in ${Math.round((now - this.#start) / 1000)}s` +
-        `, read: ${rate(bytes - this.#last.bytes, seconds)}${write}`,
+        `, read: ${formatRate(bytes - this.#last.bytes, seconds)}${write}`,
     );
     this.#last = { at: now, percent, bytes, written: written ?? 0 };
   }
@@ -55,15 +55,12 @@ export class ContainerProgress {
   finish({ bytes, entries, written }: TarCounts): void {
     const seconds = (this.#now() - this.#start) / 1000;
     if (written !== undefined && written < bytes) {
-      const saved = bytes - written;
-      this.#log.info(
-        `saved ${formatBytes(saved, 2)} (${Math.floor((saved / bytes) * 100)}%)` +
-          `, wrote ${formatBytes(written, 2)}`,
-      );
+      const saved = formatShare(bytes - written, bytes);
+      this.#log.info(`saved ${saved}, wrote ${formatBytes(written, 2)}`);
     }
     this.#log.info(
       `transferred ${formatBytes(bytes, 2)}, ${entries} files` +
-        ` in ${Math.round(seconds)} seconds (${rate(bytes, seconds)})`,
+        ` in ${Math.round(seconds)} seconds (${formatRate(bytes, seconds)})`,
     );
   }
 
@@ -84,8 +81,4 @@ export class ContainerProgress {
       `, ${entries} of ${total.entries} files)`
     );
   }
-}
-
-function rate(bytes: number, seconds: number): string {
-  return `${formatBytes(Math.max(bytes, 0) / Math.max(seconds, 0.001))}/s`;
 }

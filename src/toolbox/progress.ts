@@ -1,5 +1,5 @@
 import type { Logger } from '../sdk/provider.ts';
-import { formatBytes } from './bytes.ts';
+import { formatBytes, formatRate, formatShare } from './bytes.ts';
 
 /** What a step adds, in bytes. */
 export interface ProgressStep {
@@ -54,16 +54,18 @@ export class Progress {
     const written = totals.written ?? this.#sum.written;
     const size = totals.size ?? done;
     this.#log.debug('copied', { size, dirty: done, read, zero, written });
-    if (zero > 0) this.#log.info(`backup is sparse: ${share(zero, done)} total zero data`);
+    if (zero > 0) this.#log.info(`backup is sparse: ${formatShare(zero, done)} total zero data`);
     if (size > done) {
-      this.#log.info(`backup was done incrementally, reused ${share(size - done, size)}`);
+      this.#log.info(`backup was done incrementally, reused ${formatShare(size - done, size)}`);
     }
     if (done > written) {
-      this.#log.info(`saved ${share(done - written, done)}, wrote ${formatBytes(written, 2)}`);
+      this.#log.info(
+        `saved ${formatShare(done - written, done)}, wrote ${formatBytes(written, 2)}`,
+      );
     }
     const seconds = (now - this.#start) / 1000;
     this.#log.info(
-      `transferred ${formatBytes(done, 2)} in ${Math.round(seconds)} seconds (${rate(done, seconds)})`,
+      `transferred ${formatBytes(done, 2)} in ${Math.round(seconds)} seconds (${formatRate(done, seconds)})`,
     );
   }
 
@@ -77,17 +79,9 @@ export class Progress {
     this.#log.info(
       `${String(this.#percent()).padStart(3)}% (${formatBytes(done)} of ${formatBytes(this.#total)})` +
         ` in ${Math.round((now - this.#start) / 1000)}s` +
-        `, read: ${rate(read - this.#last.read, seconds)}` +
-        `, write: ${rate(written - this.#last.written, seconds)}`,
+        `, read: ${formatRate(read - this.#last.read, seconds)}` +
+        `, write: ${formatRate(written - this.#last.written, seconds)}`,
     );
     this.#last = { at: now, percent: this.#percent(), read, written };
   }
-}
-
-function share(part: number, whole: number): string {
-  return `${formatBytes(part, 2)} (${Math.floor((part / whole) * 100)}%)`;
-}
-
-function rate(bytes: number, seconds: number): string {
-  return `${formatBytes(bytes / Math.max(seconds, 0.001))}/s`;
 }

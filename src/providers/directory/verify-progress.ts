@@ -1,5 +1,5 @@
 import type { Logger } from '../../sdk/provider.ts';
-import { formatBytes } from '../../toolbox/bytes.ts';
+import { formatBytes, formatRate } from '../../toolbox/bytes.ts';
 
 const intervalMs = 3000;
 
@@ -34,10 +34,10 @@ export class VerifyProgress {
     const percent = Math.floor((this.#done / Math.max(this.#total, 1)) * 100);
     const seconds = (now - this.#last.at) / 1000;
     if (seconds * 1000 < intervalMs || percent === this.#last.percent) return;
-    const rate = formatBytes((this.#read - this.#last.read) / seconds);
+    const rate = formatRate(this.#read - this.#last.read, seconds);
     this.#log.info(
       `${String(percent).padStart(3)}% (${formatBytes(this.#done)} of ${formatBytes(this.#total)})` +
-        ` in ${Math.round(this.seconds)}s, read: ${rate}/s`,
+        ` in ${Math.round(this.seconds)}s, read: ${rate}`,
     );
     this.#last = { at: now, percent, read: this.#read };
   }
