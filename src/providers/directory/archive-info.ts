@@ -1,9 +1,9 @@
-import { closeSync, constants, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readdirSync, readSync } from 'node:fs';
 import { join } from 'node:path';
 import { BackupError, isBackupError } from '../../protocol/errors.ts';
 import type { ArchiveInfo } from '../../sdk/provider.ts';
 import { type ArchiveRecord, archiveSizeOf, maxRecord, parseRecord } from './archive-record.ts';
-import { codeOf } from './files.ts';
+import { assertRegular, codeOf, untrustedFlags } from './files.ts';
 import { type Layout, member, type ParsedName } from './layout.ts';
 import { maxVerification, parseVerification } from './verify-result.ts';
 
@@ -40,13 +40,10 @@ class ArchiveFiles {
 
 /** As `readBounded`: no links, no devices, no more than `limit` bytes. */
 function readBoundedSync(path: string, limit: number): Buffer {
-  const fd = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
+  const fd = openSync(path, untrustedFlags);
   try {
     const stats = fstatSync(fd);
-    if (!stats.isFile()) throw new BackupError(`${path} is not a regular file`);
-    if (stats.size > limit) {
-      throw new BackupError(`${path} has ${stats.size} bytes, more than the ${limit} it may have`);
-    }
+    assertRegular(path, stats, limit);
     const content = Buffer.allocUnsafe(stats.size);
     return content.subarray(0, readSync(fd, content, 0, content.length, 0));
   } finally {

@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import { constants } from 'node:fs';
+import { constants, type Stats } from 'node:fs';
 import { type FileHandle, mkdir, open, rename, unlink } from 'node:fs/promises';
 import { dirname } from 'node:path';
 import { BackupError, isBackupError, messageOf } from '../../protocol/errors.ts';
@@ -31,17 +31,32 @@ export async function withFile<T>(
   }
 }
 
+/** To open what the store may hold in any state: no links are followed, and a FIFO holds nobody up. */
+export const untrustedFlags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
+
+/** Rejects what is no regular file, or has more than `limit` bytes. */
+export function assertRegular(path: string, stats: Stats, limit = Number.POSITIVE_INFINITY): void {
+  if (!stats.isFile()) throw new BackupError(`${path} is not a regular file`);
+  if (stats.size > limit) {
+    throw new BackupError(`${path} has ${stats.size} bytes, more than the ${limit} it may have`);
+  }
+}
+
+/** Runs `work` on a regular file that the store may hold in any state. */
+export async function withRegularFile<T>(
+  path: string,
+  work: (file: FileHandle) => Promise<T>,
+  limit?: number,
+): Promise<T> {
+  return withFile(path, untrustedFlags, async (file) => {
+    assertRegular(path, await file.stat(), limit);
+    return work(file);
+  });
+}
+
 /** Reads a whole file that the store may hold in any state: no links, no devices, no more than `limit` bytes. */
 export async function readBounded(path: string, limit: number): Promise<Buffer> {
-  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
-  return withFile(path, flags, async (file) => {
-    const stats = await file.stat();
-    if (!stats.isFile()) throw new BackupError(`${path} is not a regular file`);
-    if (stats.size > limit) {
-      throw new BackupError(`${path} has ${stats.size} bytes, more than the ${limit} it may have`);
-    }
-    return await file.readFile();
-  });
+  return withRegularFile(path, (file) => file.readFile(), limit);
 }
 
 /** Replaces or creates a file so that a crash leaves the old or the new content. */

@@ -1,6 +1,5 @@
-import { constants } from 'node:fs';
 import { BackupError } from '../../protocol/errors.ts';
-import { withFile } from './files.ts';
+import { withRegularFile } from './files.ts';
 
 /** What a qcow2 image says of itself, as far as it may lead to other files. */
 export interface Qcow2Header {
@@ -22,12 +21,11 @@ const headerBytes = 64 * 1024;
  * data file that the image names, whatever it is (CVE-2024-4467).
  */
 export async function readQcow2Header(path: string): Promise<Qcow2Header> {
-  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   const header = Buffer.alloc(headerBytes);
-  const length = await withFile(path, flags, async (file) => {
-    if (!(await file.stat()).isFile()) throw new BackupError(`${path} is not a regular file`);
-    return (await file.read(header, 0, headerBytes, 0)).bytesRead;
-  });
+  const length = await withRegularFile(
+    path,
+    async (file) => (await file.read(header, 0, headerBytes, 0)).bytesRead,
+  );
   try {
     return parseHeader(header.subarray(0, length));
   } catch (cause) {

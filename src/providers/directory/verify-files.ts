@@ -1,10 +1,9 @@
 import { createHash } from 'node:crypto';
-import { constants } from 'node:fs';
 import { readdir } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { BackupError, isBackupError, messageOf } from '../../protocol/errors.ts';
 import type { ArchiveRecord } from './archive-record.ts';
-import { codeOf, withFile } from './files.ts';
+import { codeOf, withRegularFile } from './files.ts';
 import { type Layout, member } from './layout.ts';
 
 const step = 1024 * 1024;
@@ -27,9 +26,7 @@ export function faultOf(file: string, error: unknown): string {
 /** The SHA-256 of a regular file, in pieces. */
 async function hashFile(path: string, onRead: (bytes: number) => void): Promise<string> {
   const hash = createHash('sha256');
-  const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
-  await withFile(path, flags, async (file) => {
-    if (!(await file.stat()).isFile()) throw new BackupError(`${path} is not a regular file`);
+  await withRegularFile(path, async (file) => {
     const piece = Buffer.allocUnsafeSlow(step);
     for (;;) {
       const { bytesRead } = await file.read(piece, 0, step);
