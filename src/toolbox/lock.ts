@@ -14,7 +14,8 @@ const heldByOther = 75;
 
 /**
  * A lock by flock(1), held by a child that lives as long as the pipe to it: when this process dies, the
- * kernel releases it. Undefined if others hold it and `wait` (false, or milliseconds) is over.
+ * kernel releases it. Undefined if others hold it and `wait` (false, or milliseconds) is over. The signal ends
+ * the wait only.
  */
 export async function acquireLock(
   path: string,

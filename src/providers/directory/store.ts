@@ -112,15 +112,7 @@ export class Store {
   }
 
   /** The end of the host ends the wait, but not the lock: what it protects has to be ended first. */
-  async #acquire(kind: 'shared' | 'exclusive', wait: boolean | number): Promise<Lock | undefined> {
-    const waiting = new AbortController();
-    const abort = () => waiting.abort(this.signal.reason);
-    if (this.signal.aborted) abort();
-    this.signal.addEventListener('abort', abort, { once: true });
-    try {
-      return await acquireLock(this.layout.lock, kind, { wait, signal: waiting.signal });
-    } finally {
-      this.signal.removeEventListener('abort', abort);
-    }
+  #acquire(kind: 'shared' | 'exclusive', wait: boolean | number): Promise<Lock | undefined> {
+    return acquireLock(this.layout.lock, kind, { wait, signal: this.signal });
   }
 }
