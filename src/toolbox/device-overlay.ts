@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger } from '../sdk/provider.ts';
 import { collectStaleExports } from './image-export.ts';
-import { isMounted } from './mounts.ts';
+import { detach } from './mounts.ts';
 import { ownedName } from './owned-names.ts';
 import { ReleaseStack } from './release.ts';
 import { run } from './run.ts';
@@ -54,7 +54,8 @@ export async function hideDevices(
     taken.add(`the directory ${view}`, () => rmdir(view));
     const socket = await makeSocket(own);
     taken.add('the socket over device nodes', () => socket.close());
-    taken.add(`the mounts on ${view}`, () => unmountTree(view));
+    // One by one a thousand mounts take longer than a release may; nobody else sees this tree.
+    taken.add(`the mounts on ${view}`, () => detach(view));
     // Private, or what covers a device node here would do so in the tree itself.
     await run('mount', ['--rbind', '--make-rprivate', '--', root, view], { signal });
     const targets = devices.map((name) => Buffer.concat([Buffer.from(`${view}/`), name, nul]));
@@ -115,9 +116,4 @@ async function makeSocket(directory: string): Promise<{ close(): Promise<void> }
     await close();
     throw error;
   }
-}
-
-/** One by one a thousand mounts take longer than a release may; nobody else sees this tree. */
-async function unmountTree(view: string): Promise<void> {
-  if (await isMounted(view)) await run('umount', ['--no-canonicalize', '--lazy', view]);
 }

@@ -1,6 +1,8 @@
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { basename, dirname } from 'node:path';
 import type { DeviceName } from '../sdk/provider.ts';
+import { deviceNumbers } from './device-numbers.ts';
+import { mountsOn } from './mounts.ts';
 import { run } from './run.ts';
 
 /** A volume's file, as it was when it was opened. */
@@ -11,11 +13,6 @@ export interface OpenedFile {
   readonly dev: number;
 }
 
-/** The lower part of a device number, as Linux writes it. */
-export function minorOf(dev: number): number {
-  return (dev & 0xff) | ((dev >> 12) & 0xfff00);
-}
-
 /**
  * Ends the nbdfuse that shows a volume as a file. A killed vzdump leaves it, and the process that waits for
  * it holds the lock of all backups of the node [A6]. Where fusectl is mounted the connection is cut first:
@@ -24,11 +21,10 @@ export function minorOf(dev: number): number {
 export async function endNbdfuse(device: DeviceName, { path, dev }: OpenedFile): Promise<void> {
   // Of mounts it is always the only file.
   if (basename(path) !== device) return;
-  const abort = `/sys/fs/fuse/connections/${minorOf(dev)}/abort`;
+  const abort = `/sys/fs/fuse/connections/${deviceNumbers(dev).minor}/abort`;
   await writeFile(abort, '1', { flag: 'r+' }).catch(() => undefined);
-  const table = await readFile('/proc/self/mountinfo', 'utf8');
   const directory = dirname(path);
-  const mount = table.split('\n').find((line) => line.split(' ')[4] === directory);
-  if (!/ - fuse\S* /.test(mount ?? '')) return;
+  const mounts = await mountsOn(directory);
+  if (!/ - fuse\S* /.test(mounts[0] ?? '')) return;
   await run('umount', ['--no-canonicalize', '--internal-only', '--force', '--lazy', directory]);
 }

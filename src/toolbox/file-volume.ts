@@ -5,10 +5,11 @@ import { BackupError, messageOf } from '../protocol/errors.ts';
 import type { DataExtent, DeviceName, VolumeSource } from '../sdk/provider.ts';
 import { abortable, abortError } from './abort.ts';
 import { formatBytes } from './bytes.ts';
+import { deviceNumbers } from './device-numbers.ts';
 import { DiscardQueue } from './discards.ts';
 import { mergeExtents } from './extents.ts';
 import { alignedBuffers, bufferBytes, pageSize } from './file-volume-buffers.ts';
-import { endNbdfuse, minorOf, type OpenedFile } from './file-volume-mount.ts';
+import { endNbdfuse, type OpenedFile } from './file-volume-mount.ts';
 import { assertNoneFailed } from './file-volume-nbdinfo.ts';
 import { DirtyRegions, type NextRegions } from './file-volume-regions.ts';
 import { explained } from './nbd-errors.ts';
@@ -68,8 +69,8 @@ export async function openFileVolume(options: FileVolumeOptions): Promise<FileVo
 }
 
 async function deviceSize(rdev: number): Promise<number> {
-  const device = `${(rdev >> 8) & 0xfff}:${minorOf(rdev)}`;
-  return 512 * Number(await readFile(`/sys/dev/block/${device}/size`, 'latin1'));
+  const { major, minor } = deviceNumbers(rdev);
+  return 512 * Number(await readFile(`/sys/dev/block/${major}:${minor}/size`, 'latin1'));
 }
 
 /** One disk as nbdfuse shows it, or as a block device: mechanisms file-handle and block-device. */

@@ -4,6 +4,7 @@ import { serveNbd } from '../nbd/server.ts';
 import { BackupError } from '../protocol/errors.ts';
 import type { Logger, RawImage } from '../sdk/provider.ts';
 import { abortable, sleep } from './abort.ts';
+import { deviceNumbers } from './device-numbers.ts';
 import { unmount } from './mounts.ts';
 import { collectStale, ownedName } from './owned-names.ts';
 import { ReleaseStack } from './release.ts';
@@ -113,8 +114,6 @@ async function mounted(path: string, size: number, nbdfuse: RunningProgram): Pro
 }
 
 async function readAhead(path: string): Promise<void> {
-  const { dev } = await stat(path, { bigint: true });
-  const major = (dev >> 8n) & 0xfffn;
-  const minor = (dev & 0xffn) | ((dev >> 12n) & 0xfff00n);
+  const { major, minor } = deviceNumbers((await stat(path)).dev);
   await writeFile(`/sys/class/bdi/${major}:${minor}/read_ahead_kb`, String(readAheadKiB));
 }

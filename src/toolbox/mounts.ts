@@ -1,14 +1,19 @@
 import { readFile } from 'node:fs/promises';
 import { run } from './run.ts';
 
-/** True if something is mounted right there. */
-export async function isMounted(directory: string): Promise<boolean> {
+/** The lines of proc(5)'s mountinfo about what is mounted right there, the oldest first. */
+export async function mountsOn(directory: string): Promise<string[]> {
   const table = await readFile('/proc/self/mountinfo', 'utf8');
   const wanted = directory.replace(
     /[ \t\n\\]/g,
     (c) => `\\${c.charCodeAt(0).toString(8).padStart(3, '0')}`,
   );
-  return table.split('\n').some((line) => line.split(' ')[4] === wanted);
+  return table.split('\n').filter((line) => line.split(' ')[4] === wanted);
+}
+
+/** True if something is mounted right there. */
+export async function isMounted(directory: string): Promise<boolean> {
+  return (await mountsOn(directory)).length > 0;
 }
 
 /** Takes the mount out of the tree, even if files of it are still open. */
@@ -19,4 +24,9 @@ export async function unmount(directory: string): Promise<void> {
   } catch {
     await run('umount', ['--no-canonicalize', '--lazy', directory]);
   }
+}
+
+/** The same with all that is mounted below; whoever has a file of it open keeps that. */
+export async function detach(directory: string): Promise<void> {
+  if (await isMounted(directory)) await run('umount', ['--no-canonicalize', '--lazy', directory]);
 }
